@@ -1,3 +1,513 @@
-"""placeholder"""
-def why_not(op, device_type, dtype):
-    return "not built"
+"""The compiled kernels: C++ on CPU tensors.
+
+This file allocates results and hands pointers, sizes and strides to :mod:`gpm_core._C`. Leading
+dimensions become one; only a layout that cannot be described by one stride a dimension, or a last
+dimension that is not contiguous, is copied.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gpm_core.backends.reference import accumulation_dtype
+
+try:
+    from gpm_core import _C
+except ImportError as error:
+    _missing: str | None = (
+        "gpm_core._C was not built (GPM_CORE_BUILD=none, or no compiler at install time)"
+        if "_C" in str(error)
+        else f"gpm_core._C cannot be loaded: {error}"
+    )
+else:
+    _missing = None
+
+_CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def why_not(op: str, device_type: str, dtype: torch.dtype) -> str | None:
+    """Needs the compiled module, CPU tensors and a floating-point dtype."""
+    if _missing is not None:
+        return _missing
+    if device_type != "cpu":
+        return f"has no kernels for {device_type} tensors"
+    if dtype not in _CODES:
+        return f"has no kernels for {dtype}"
+    return None
+
+
+def build_info() -> dict[str, object] | None:
+    """What the compiled module says of itself, or None where there is none."""
+    return None if _missing is not None else _C.build_info()
+
+
+def _rows(x: Tensor, width: int) -> Tensor:
+    """(..., width) as (rows, width) with contiguous rows."""
+    x = x.reshape(-1, width)
+    return x if width == 1 or x.stride(1) == 1 else x.contiguous()
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """(...) as (rows,) with any stride."""
+    return x.reshape(-1)
+
+
+def _batch(x: Tensor) -> Tensor:
+    """(..., rows, width) as (batch, rows, width) with contiguous rows."""
+    count = x.shape[:-2].numel()
+    x = x.reshape(count, *x.shape[-2:])
+    return x if x.shape[-1] == 1 or x.stride(2) == 1 else x.contiguous()
+
+
+def _at(x: Tensor | None) -> tuple[int, int]:
+    """Address and row stride; zeros where absent."""
+    return (0, 0) if x is None else (x.data_ptr(), x.stride(0))
+
+
+def _batch_at(x: Tensor) -> tuple[int, int, int]:
+    return x.data_ptr(), x.stride(0), x.stride(1)
+
+
+def _scale_rows(scale: Tensor | None) -> Tensor | None:
+    return None if scale is None else _rows(scale, scale.shape[-1])
+
+
+def _empty_like_scale(scale: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if scale is None else like.new_empty(scale.shape)
+
+
+def _pointer(x: Tensor) -> int:
+    """Address of a result, 0 where it is an empty stand-in for an absent one."""
+    return x.data_ptr() if x.numel() else 0
+
+
+# -- rows --------------------------------------------------------------------------------------
+
+
+def normalize(x: Tensor, eps: float) -> Tensor:
+    out = x.new_empty(x.shape)
+    if out.numel():
+        width = x.shape[-1]
+        rows = _rows(x, width)
+        _C.normalize(
+            _CODES[x.dtype],
+            rows.shape[0],
+            width,
+            eps,
+            *_at(rows),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
+
+
+def normalize_backward(grad: Tensor, x: Tensor, eps: float) -> Tensor:
+    out = x.new_empty(x.shape)
+    if out.numel():
+        width = x.shape[-1]
+        rows, grads = _rows(x, width), _rows(grad, width)
+        _C.normalize_backward(
+            _CODES[x.dtype],
+            rows.shape[0],
+            width,
+            eps,
+            *_at(grads),
+            *_at(rows),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
+
+
+def score(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+    out = a.new_empty(a.shape[:-1])
+    if out.numel():
+        width = a.shape[-1]
+        first, second, scales = _rows(a, width), _rows(b, width), _scale_rows(scale)
+        _C.score(
+            _CODES[a.dtype],
+            first.shape[0],
+            width,
+            *_at(first),
+            *_at(second),
+            *_at(scales),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
+
+
+def score_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
+    grad_scale = _empty_like_scale(scale, a)
+    if grad.numel():
+        width = a.shape[-1]
+        first, second, scales = _rows(a, width), _rows(b, width), _scale_rows(scale)
+        grads = _numbers(grad).contiguous()
+        _C.score_backward(
+            _CODES[a.dtype],
+            first.shape[0],
+            width,
+            grads.data_ptr(),
+            *_at(first),
+            *_at(second),
+            *_at(scales),
+            grad_a.data_ptr(),
+            grad_b.data_ptr(),
+            _pointer(grad_scale),
+            torch.get_num_threads(),
+        )
+    return grad_a, grad_b, grad_scale
+
+
+# -- preference_loss ---------------------------------------------------------------------------
+
+
+def preference_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    scale: Tensor | None,
+    margin: Tensor | None,
+    target: Tensor | None,
+    tau: float,
+) -> tuple[Tensor, Tensor]:
+    wide = accumulation_dtype(chosen.dtype)
+    batch = chosen.shape[:-1]
+    loss, probability = chosen.new_empty(batch, dtype=wide), chosen.new_empty(batch, dtype=wide)
+    if loss.numel():
+        width = chosen.shape[-1]
+        first, second, scales = _rows(chosen, width), _rows(rejected, width), _scale_rows(scale)
+        margins = None if margin is None else _numbers(margin)
+        targets = None if target is None else _numbers(target)
+        _C.preference_loss(
+            _CODES[chosen.dtype],
+            first.shape[0],
+            width,
+            tau,
+            *_at(first),
+            *_at(second),
+            *_at(scales),
+            *_at(margins),
+            *_at(targets),
+            loss.data_ptr(),
+            probability.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return loss, probability
+
+
+def preference_loss_backward(
+    grad_loss: Tensor | None,
+    grad_probability: Tensor | None,
+    chosen: Tensor,
+    rejected: Tensor,
+    scale: Tensor | None,
+    margin: Tensor | None,
+    target: Tensor | None,
+    tau: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    wide = accumulation_dtype(chosen.dtype)
+    batch = chosen.shape[:-1]
+    grad_chosen = chosen.new_empty(chosen.shape)
+    grad_rejected = rejected.new_empty(rejected.shape)
+    grad_scale = _empty_like_scale(scale, chosen)
+    grad_margin = chosen.new_empty(0 if margin is None else batch, dtype=wide)
+    grad_target = chosen.new_empty(0 if target is None else batch, dtype=wide)
+    if grad_chosen.numel():
+        width = chosen.shape[-1]
+        first, second, scales = _rows(chosen, width), _rows(rejected, width), _scale_rows(scale)
+        margins = None if margin is None else _numbers(margin)
+        targets = None if target is None else _numbers(target)
+        losses = None if grad_loss is None else _numbers(grad_loss).contiguous()
+        probabilities = None if grad_probability is None else _numbers(grad_probability).contiguous()
+        _C.preference_loss_backward(
+            _CODES[chosen.dtype],
+            first.shape[0],
+            width,
+            tau,
+            _at(losses)[0],
+            _at(probabilities)[0],
+            *_at(first),
+            *_at(second),
+            *_at(scales),
+            *_at(margins),
+            *_at(targets),
+            grad_chosen.data_ptr(),
+            grad_rejected.data_ptr(),
+            _pointer(grad_scale),
+            _pointer(grad_margin),
+            _pointer(grad_target),
+            torch.get_num_threads(),
+        )
+    return grad_chosen, grad_rejected, grad_scale, grad_margin, grad_target
+
+
+# -- preference_embedding ----------------------------------------------------------------------
+
+
+def _hidden_rows(hidden: Tensor, positions: Tensor | None) -> Tensor:
+    """(..., T, H) or, without positions, (..., H) as (rows, T or 1, H)."""
+    if positions is None:
+        return _rows(hidden, hidden.shape[-1]).unsqueeze(1)
+    return _batch(hidden)
+
+
+def preference_embedding(
+    hidden: Tensor,
+    weight: Tensor,
+    positions: Tensor | None,
+    bias: Tensor | None,
+    normalized: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    width, size = weight.shape
+    wide = accumulation_dtype(hidden.dtype)
+    shape = (*(hidden.shape[:-1] if positions is None else positions.shape), width)
+    out = hidden.new_empty(shape)
+    projection = hidden.new_empty(shape if normalized else 0, dtype=wide)
+    if out.numel():
+        rows = _hidden_rows(hidden, positions)
+        index = None if positions is None else positions.reshape(-1).contiguous()
+        weights = _rows(weight, size)
+        biases = None if bias is None else bias.contiguous()
+        _C.preference_embedding(
+            _CODES[hidden.dtype],
+            rows.shape[0],
+            rows.shape[1],
+            size,
+            width,
+            normalized,
+            eps,
+            *_batch_at(rows),
+            _at(index)[0],
+            *_at(weights),
+            _at(biases)[0],
+            out.data_ptr(),
+            _pointer(projection),
+            torch.get_num_threads(),
+        )
+    return out, projection
+
+
+def preference_embedding_backward(
+    grad: Tensor,
+    hidden: Tensor,
+    weight: Tensor,
+    positions: Tensor | None,
+    bias: Tensor | None,
+    projection: Tensor,
+    normalized: bool,
+    eps: float,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor, Tensor]:
+    width, size = weight.shape
+    # Only the rows that were read get a gradient, so all others must be zero already.
+    make_hidden = hidden.new_empty if positions is None else hidden.new_zeros
+    grad_hidden = make_hidden(hidden.shape) if output_mask[0] else hidden.new_empty(0)
+    # Zero, since an empty batch leaves them so.
+    grad_weight = hidden.new_zeros(weight.shape if output_mask[1] else 0)
+    grad_bias = hidden.new_zeros(width if output_mask[2] else 0)
+    if grad.numel():
+        rows = _hidden_rows(hidden, positions)
+        index = None if positions is None else positions.reshape(-1).contiguous()
+        weights, grads = _rows(weight, size), _rows(grad, width)
+        workspace = grad.new_empty(grads.shape, dtype=accumulation_dtype(grad.dtype))
+        _C.preference_embedding_backward(
+            _CODES[hidden.dtype],
+            rows.shape[0],
+            rows.shape[1],
+            size,
+            width,
+            normalized,
+            eps,
+            *_at(grads),
+            *_batch_at(rows),
+            _at(index)[0],
+            *_at(weights),
+            _pointer(projection),
+            workspace.data_ptr(),
+            _pointer(grad_hidden),
+            _pointer(grad_weight),
+            _pointer(grad_bias),
+            torch.get_num_threads(),
+        )
+    return grad_hidden, grad_weight, grad_bias
+
+
+# -- matrices ----------------------------------------------------------------------------------
+
+
+def _writable(out: Tensor) -> Tensor:
+    """A result (..., rows, columns) as (batch, rows, columns) with contiguous rows.
+
+    Where ``out`` has no such view it is a new tensor, and :func:`_deliver` copies it.
+    """
+    shape = (out.shape[:-2].numel(), *out.shape[-2:])
+    try:
+        view = out.view(shape)
+    except RuntimeError:
+        return out.new_empty(shape)
+    return view if shape[-1] == 1 or view.stride(2) == 1 else out.new_empty(shape)
+
+
+def _deliver(result: Tensor, out: Tensor) -> None:
+    if result.data_ptr() != out.data_ptr():
+        out.copy_(result.view(out.shape))
+
+
+def _square(name: str, v: Tensor, scale: Tensor | None, out: Tensor, *tau: float) -> None:
+    if out.numel() == 0:
+        return
+    batch, scales, result = _batch(v), _scale_rows(scale), _writable(out)
+    getattr(_C, name)(
+        _CODES[v.dtype],
+        *batch.shape,
+        *_batch_at(batch),
+        *_at(scales),
+        *_batch_at(result),
+        *tau,
+        torch.get_num_threads(),
+    )
+    _deliver(result, out)
+
+
+def _square_backward(
+    name: str, grad: Tensor, v: Tensor, scale: Tensor | None, *tau: float
+) -> tuple[Tensor, Tensor]:
+    grad_v = v.new_empty(v.shape)
+    if grad.numel() == 0:
+        return grad_v, v.new_zeros(0 if scale is None else scale.shape)
+    grad_scale = _empty_like_scale(scale, v)
+    batch, scales, grads = _batch(v), _scale_rows(scale), _batch(grad)
+    getattr(_C, name)(
+        _CODES[v.dtype],
+        *batch.shape,
+        *_batch_at(grads),
+        *_batch_at(batch),
+        *_at(scales),
+        grad_v.data_ptr(),
+        _pointer(grad_scale),
+        *tau,
+        torch.get_num_threads(),
+    )
+    return grad_v, grad_scale
+
+
+def score_matrix(v: Tensor, scale: Tensor | None) -> Tensor:
+    out = v.new_empty(*v.shape[:-1], v.shape[-2])
+    _square("score_matrix", v, scale, out)
+    return out
+
+
+def score_matrix_out(v: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    _square("score_matrix", v, scale, out)
+
+
+def score_matrix_backward(
+    grad: Tensor, v: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    return _square_backward("score_matrix_backward", grad, v, scale)
+
+
+def probability_matrix(v: Tensor, scale: Tensor | None, tau: float) -> Tensor:
+    out = v.new_empty(*v.shape[:-1], v.shape[-2])
+    _square("probability_matrix", v, scale, out, tau)
+    return out
+
+
+def probability_matrix_out(v: Tensor, scale: Tensor | None, tau: float, out: Tensor) -> None:
+    _square("probability_matrix", v, scale, out, tau)
+
+
+def probability_matrix_backward(
+    grad: Tensor, v: Tensor, scale: Tensor | None, tau: float
+) -> tuple[Tensor, Tensor]:
+    return _square_backward("probability_matrix_backward", grad, v, scale, tau)
+
+
+def _cross(
+    name: str, a: Tensor, b: Tensor, scale: Tensor | None, out: Tensor, *tau: float
+) -> None:
+    if out.numel() == 0:
+        return
+    first, second, scales, result = _batch(a), _batch(b), _scale_rows(scale), _writable(out)
+    getattr(_C, name)(
+        _CODES[a.dtype],
+        *result.shape,
+        a.shape[-1],
+        *_batch_at(first),
+        *_batch_at(second),
+        *_at(scales),
+        *_batch_at(result),
+        *tau,
+        torch.get_num_threads(),
+    )
+    _deliver(result, out)
+
+
+def _cross_backward(
+    name: str, grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, *tau: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if grad.numel() == 0:
+        # One of the sets is empty; what the other one's gradient sums over is too.
+        no_scale = a.new_zeros(0 if scale is None else scale.shape)
+        return a.new_zeros(a.shape), b.new_zeros(b.shape), no_scale
+    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
+    grad_scale = _empty_like_scale(scale, a)
+    first, second, scales, grads = _batch(a), _batch(b), _scale_rows(scale), _batch(grad)
+    getattr(_C, name)(
+        _CODES[a.dtype],
+        *grads.shape,
+        a.shape[-1],
+        *_batch_at(grads),
+        *_batch_at(first),
+        *_batch_at(second),
+        *_at(scales),
+        grad_a.data_ptr(),
+        grad_b.data_ptr(),
+        _pointer(grad_scale),
+        *tau,
+        torch.get_num_threads(),
+    )
+    return grad_a, grad_b, grad_scale
+
+
+def _cross_empty(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(*a.shape[:-1], b.shape[-2])
+
+
+def cross_score_matrix(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
+    out = _cross_empty(a, b)
+    _cross("cross_score_matrix", a, b, scale, out)
+    return out
+
+
+def cross_score_matrix_out(a: Tensor, b: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    _cross("cross_score_matrix", a, b, scale, out)
+
+
+def cross_score_matrix_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _cross_backward("cross_score_matrix_backward", grad, a, b, scale)
+
+
+def cross_probability_matrix(a: Tensor, b: Tensor, scale: Tensor | None, tau: float) -> Tensor:
+    out = _cross_empty(a, b)
+    _cross("cross_probability_matrix", a, b, scale, out, tau)
+    return out
+
+
+def cross_probability_matrix_out(
+    a: Tensor, b: Tensor, scale: Tensor | None, tau: float, out: Tensor
+) -> None:
+    _cross("cross_probability_matrix", a, b, scale, out, tau)
+
+
+def cross_probability_matrix_backward(
+    grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tau: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _cross_backward("cross_probability_matrix_backward", grad, a, b, scale, tau)

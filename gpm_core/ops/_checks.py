@@ -132,6 +132,13 @@ def check_out(
             "out= does not support gradients, but one of the tensors requires them. "
             "Call without out=, or under torch.no_grad()"
         )
+    if torch.compiler.is_compiling():
+        return
+    if torch._debug_has_internal_overlap(out) == 1:
+        raise RuntimeError("out must not be expanded: several of its elements share memory")
+    memory = out.untyped_storage().data_ptr()
+    if memory and any(t is not None and t.untyped_storage().data_ptr() == memory for t in inputs):
+        raise RuntimeError("out must not share memory with the inputs; pass a tensor of its own")
 
 
 def float32_under_autocast(*tensors: Any) -> tuple[Any, ...]:

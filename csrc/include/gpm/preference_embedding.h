@@ -1,0 +1,46 @@
+// preference_embedding: picks a token, projects it, adds the bias, normalizes.
+#pragma once
+
+#include "gpm/types.h"
+
+namespace gpm {
+
+// hidden holds `rows` sequences; row r is read at token positions[r], or is itself the hidden state
+// where positions is null (then row_stride of hidden does not matter).
+struct PreferenceEmbedding {
+  DType dtype;
+  int64_t rows, length, size, width;  // sequences, tokens, H, d
+  bool normalized;
+  double eps;
+  Batch hidden;              // (rows, length, size)
+  const int64_t* positions;  // (rows) in [0, length), or null
+  Rows weight;               // (width, size)
+  const void* bias;          // (width) or null
+  void* out;                 // (rows, width), contiguous
+  void* projection;          // (rows, width) in the accumulation type, or null
+};
+
+struct PreferenceEmbeddingBackward {
+  DType dtype;
+  int64_t rows, length, size, width;
+  bool normalized;
+  double eps;
+  Rows grad;  // (rows, width)
+  Batch hidden;
+  const int64_t* positions;
+  Rows weight;
+  const void* projection;  // of the forward pass; null unless normalized
+  void* grad_projection;   // (rows, width) workspace in the accumulation type
+  void* grad_hidden;  // (rows, length, size) or (rows, size), contiguous, zero where not read; null
+                      // if not wanted
+  void* grad_weight;  // (width, size), contiguous, or null
+  void* grad_bias;    // (width) or null
+};
+
+namespace cpu {
+// Both throw std::out_of_range for a position outside [0, length).
+void preference_embedding(const PreferenceEmbedding& args, int threads);
+void preference_embedding_backward(const PreferenceEmbeddingBackward& args, int threads);
+}  // namespace cpu
+
+}  // namespace gpm

@@ -1,0 +1,32 @@
+// score_matrix: the scores of all pairs of a set, S[i, j] = s(v_i > v_j).
+#pragma once
+
+#include "gpm/types.h"
+
+namespace gpm {
+
+struct ScoreMatrix {
+  DType dtype;
+  int64_t batch, rows, width;  // batch, K, d = 2k
+  Batch v;                     // (batch, K, d)
+  Rows scale;                  // (batch, k) or absent
+  void* out;                   // (batch, K, K)
+  int64_t out_batch_stride, out_row_stride;
+};
+
+struct ScoreMatrixBackward {
+  DType dtype;
+  int64_t batch, rows, width;
+  Batch grad;  // (batch, K, K)
+  Batch v;
+  Rows scale;
+  void* grad_v;      // (batch, K, d), contiguous
+  void* grad_scale;  // (batch, k), contiguous; null without a scale
+};
+
+namespace cpu {
+void score_matrix(const ScoreMatrix& args, int threads);
+void score_matrix_backward(const ScoreMatrixBackward& args, int threads);
+}  // namespace cpu
+
+}  // namespace gpm
