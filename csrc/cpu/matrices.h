@@ -33,6 +33,10 @@ struct SquareUnits {
   int64_t side, per_batch;
 };
 
+// Whether matrices are computed side by side, one in each lane: when there are enough of them, and
+// they are so small that a vector's worth of results stays in the first-level cache (16 KiB).
+constexpr bool is_small_square(int64_t batch, int64_t rows) { return batch >= 8 && rows <= 16; }
+
 // Rows and columns of a unit of a rectangular matrix. A unit's columns are packed once for all units
 // above and below it, which follow each other.
 constexpr int64_t kCrossRows = 64;

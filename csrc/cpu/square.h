@@ -11,6 +11,14 @@ namespace gpm::cpu {
 
 template <class Kernel, class Args>
 void run_square(Kernel kernel, const Args& args, double operations_per_pair, int threads) {
+  if (is_small_square(args.batch, args.rows)) {
+    const int64_t lanes = lanes_of(args.dtype), item = args.dtype == DType::float64 ? 8 : 4;
+    const int64_t columns = args.rows * args.width + args.rows * args.rows + args.width / 2;
+    parallel_for(kernel, args, (args.batch + lanes - 1) / lanes,
+                 static_cast<double>(lanes * args.rows * args.rows) * operations_per_pair / 2,
+                 threads, columns * lanes * item);
+    return;
+  }
   const double side = static_cast<double>(std::min(args.rows, kSquareUnit));
   const double pairs = side * std::max(side, static_cast<double>(lanes_of(args.dtype)));
   parallel_for(kernel, args, args.batch * SquareUnits(args.rows).per_batch,

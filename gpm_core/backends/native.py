@@ -44,20 +44,21 @@ def build_info() -> dict[str, object] | None:
 
 def _rows(x: Tensor, width: int) -> Tensor:
     """(..., width) as (rows, width) with contiguous rows."""
-    x = x.reshape(-1, width)
-    return x if width == 1 or x.stride(1) == 1 else x.contiguous()
+    if x.dim() != 2:
+        x = x.reshape(-1, width)
+    return x if x.stride(1) == 1 or width == 1 else x.contiguous()
 
 
 def _numbers(x: Tensor) -> Tensor:
     """(...) as (rows,) with any stride."""
-    return x.reshape(-1)
+    return x if x.dim() == 1 else x.reshape(-1)
 
 
 def _batch(x: Tensor) -> Tensor:
     """(..., rows, width) as (batch, rows, width) with contiguous rows."""
-    count = x.shape[:-2].numel()
-    x = x.reshape(count, *x.shape[-2:])
-    return x if x.shape[-1] == 1 or x.stride(2) == 1 else x.contiguous()
+    if x.dim() != 3:
+        x = x.reshape(x.shape[:-2].numel(), *x.shape[-2:])
+    return x if x.stride(2) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def _at(x: Tensor | None) -> tuple[int, int]:
@@ -69,12 +70,17 @@ def _batch_at(x: Tensor) -> tuple[int, int, int]:
     return x.data_ptr(), x.stride(0), x.stride(1)
 
 
+def _empty_like(x: Tensor) -> Tensor:
+    """A contiguous result of the same shape."""
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _scale_rows(scale: Tensor | None) -> Tensor | None:
     return None if scale is None else _rows(scale, scale.shape[-1])
 
 
 def _empty_like_scale(scale: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if scale is None else like.new_empty(scale.shape)
+    return like.new_empty(0) if scale is None else _empty_like(scale)
 
 
 def _pointer(x: Tensor) -> int:
@@ -86,7 +92,7 @@ def _pointer(x: Tensor) -> int:
 
 
 def normalize(x: Tensor, eps: float) -> Tensor:
-    out = x.new_empty(x.shape)
+    out = _empty_like(x)
     if out.numel():
         width = x.shape[-1]
         rows = _rows(x, width)
@@ -103,7 +109,7 @@ def normalize(x: Tensor, eps: float) -> Tensor:
 
 
 def normalize_backward(grad: Tensor, x: Tensor, eps: float) -> Tensor:
-    out = x.new_empty(x.shape)
+    out = _empty_like(x)
     if out.numel():
         width = x.shape[-1]
         rows, grads = _rows(x, width), _rows(grad, width)
@@ -141,7 +147,7 @@ def score(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
 def score_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
+    grad_a, grad_b = _empty_like(a), _empty_like(b)
     grad_scale = _empty_like_scale(scale, a)
     if grad.numel():
         width = a.shape[-1]
@@ -211,8 +217,7 @@ def preference_loss_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     wide = accumulation_dtype(chosen.dtype)
     batch = chosen.shape[:-1]
-    grad_chosen = chosen.new_empty(chosen.shape)
-    grad_rejected = rejected.new_empty(rejected.shape)
+    grad_chosen, grad_rejected = _empty_like(chosen), _empty_like(rejected)
     grad_scale = _empty_like_scale(scale, chosen)
     grad_margin = chosen.new_empty(0 if margin is None else batch, dtype=wide)
     grad_target = chosen.new_empty(0 if target is None else batch, dtype=wide)
@@ -377,7 +382,7 @@ def _square(name: str, v: Tensor, scale: Tensor | None, out: Tensor, *tau: float
 def _square_backward(
     name: str, grad: Tensor, v: Tensor, scale: Tensor | None, *tau: float
 ) -> tuple[Tensor, Tensor]:
-    grad_v = v.new_empty(v.shape)
+    grad_v = _empty_like(v)
     if grad.numel() == 0:
         return grad_v, v.new_zeros(0 if scale is None else scale.shape)
     grad_scale = _empty_like_scale(scale, v)
@@ -455,7 +460,7 @@ def _cross_backward(
         # One of the sets is empty; what the other one's gradient sums over is too.
         no_scale = a.new_zeros(0 if scale is None else scale.shape)
         return a.new_zeros(a.shape), b.new_zeros(b.shape), no_scale
-    grad_a, grad_b = a.new_empty(a.shape), b.new_empty(b.shape)
+    grad_a, grad_b = _empty_like(a), _empty_like(b)
     grad_scale = _empty_like_scale(scale, a)
     first, second, scales, grads = _batch(a), _batch(b), _scale_rows(scale), _batch(grad)
     getattr(_C, name)(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, define_out, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, define_out, differentiable, pull
 from gpm_core.ops.cross_score_matrix import check_cross, cross_shape, fake_cross_backward
 
 _forward = define(
@@ -33,11 +33,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, scale = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad, a, b, scale, ctx.tau)
+    grads = pull(_backward, grad, a, b, scale, ctx.tau)
     return grads[0], grads[1], None if scale is None else grads[2], None
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def cross_probability_matrix(
@@ -79,7 +79,7 @@ def cross_probability_matrix(
     tau = _checks.check_tau(tau)
     if out is not None:
         _checks.check_out(out, cross_shape(a, b), "a", a, (a, b, scale))
-        torch.ops.gpm_core.cross_probability_matrix_out.default(a, b, scale, tau, out)
+        _into(a, b, scale, tau, out)
         return out
-    result: Tensor = torch.ops.gpm_core.cross_probability_matrix.default(a, b, scale, tau)
+    result: Tensor = _call(a, b, scale, tau)
     return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, define_out, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, define_out, differentiable, pull
 
 
 def cross_shape(a: Tensor, b: Tensor) -> tuple[int, ...]:
@@ -42,11 +42,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, scale = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad, a, b, scale)
+    grads = pull(_backward, grad, a, b, scale)
     return grads[0], grads[1], None if scale is None else grads[2]
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def check_cross(a: Any, b: Any, scale: Any) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -93,7 +93,7 @@ def cross_score_matrix(
     a, b, scale = check_cross(a, b, scale)
     if out is not None:
         _checks.check_out(out, cross_shape(a, b), "a", a, (a, b, scale))
-        torch.ops.gpm_core.cross_score_matrix_out.default(a, b, scale, out)
+        _into(a, b, scale, out)
         return out
-    result: Tensor = torch.ops.gpm_core.cross_score_matrix.default(a, b, scale)
+    result: Tensor = _call(a, b, scale)
     return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, differentiable, pull
 
 _forward = define(
     "normalize(Tensor x, float eps) -> Tensor",
@@ -27,10 +27,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     (x,) = ctx.saved_tensors
-    return fused_or_differentiable(_backward, grad, x, ctx.eps), None
+    return pull(_backward, grad, x, ctx.eps), None
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def normalize(x: Tensor, *, eps: float = 1e-12) -> Tensor:
@@ -61,5 +61,5 @@ def normalize(x: Tensor, *, eps: float = 1e-12) -> Tensor:
     if x.shape[-1] == 0:
         raise ValueError(f"x must have a last dimension d >= 1; got shape {_checks.shape_of(x)}")
     eps = _checks.check_positive("eps", eps, "It bounds the norm from below")
-    result: Tensor = torch.ops.gpm_core.normalize.default(x, eps)
+    result: Tensor = _call(x, eps)
     return result

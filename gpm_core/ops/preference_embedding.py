@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gpm_core.backends.reference import accumulation_dtype
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, differentiable, pull
 
 
 def _fake(
@@ -73,14 +73,14 @@ def _pull(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | Non
     if grad is None:
         return (None,) * 6
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
-    grads = fused_or_differentiable(
+    grads = pull(
         _backward, grad, *ctx.saved_tensors, ctx.normalized, ctx.eps, mask
     )
     hidden, weight, bias = (g if kept else None for g, kept in zip(grads, mask, strict=True))
     return hidden, weight, None, bias, None, None
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def _check_positions(positions: Any, hidden: Tensor) -> None:
@@ -162,7 +162,7 @@ def preference_embedding(
     if positions is not None:
         _check_positions(positions, hidden)
         positions = positions.long()
-    result: Tensor = torch.ops.gpm_core.preference_embedding.default(
+    result: Tensor = _call(
         hidden, weight, positions, bias, bool(normalize), eps
     )[0]
     return result

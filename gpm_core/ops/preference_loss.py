@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpm_core.backends.reference import accumulation_dtype
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, differentiable, pull
 
 
 def _fake(chosen: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -65,12 +65,12 @@ def _pull(
     ctx: Any, grad_loss: Tensor | None, grad_probability: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad_loss, grad_probability, *tensors, ctx.tau)
+    grads = pull(_backward, grad_loss, grad_probability, *tensors, ctx.tau)
     kept = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
     return (*kept, None)
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def _per_pair(name: str, value: Any, chosen: Tensor) -> Tensor | None:
@@ -150,7 +150,7 @@ def preference_loss(
     scale = _checks.expand_scale(scale, "chosen", chosen, chosen.shape[:-1])
     margin = _per_pair("margin", margin, chosen)
     target = _per_pair("target", target, chosen)
-    result: tuple[Tensor, Tensor] = torch.ops.gpm_core.preference_loss.default(
+    result: tuple[Tensor, Tensor] = _call(
         chosen, rejected, scale, margin, target, tau
     )
     return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, define_out, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, define_out, differentiable, pull
 from gpm_core.ops.score_matrix import check_square, fake_square_backward, square_shape
 
 _forward = define(
@@ -32,11 +32,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     v, scale = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad, v, scale, ctx.tau)
+    grads = pull(_backward, grad, v, scale, ctx.tau)
     return grads[0], None if scale is None else grads[1], None
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def probability_matrix(
@@ -74,7 +74,7 @@ def probability_matrix(
     tau = _checks.check_tau(tau)
     if out is not None:
         _checks.check_out(out, square_shape(v), "v", v, (v, scale))
-        torch.ops.gpm_core.probability_matrix_out.default(v, scale, tau, out)
+        _into(v, scale, tau, out)
         return out
-    result: Tensor = torch.ops.gpm_core.probability_matrix.default(v, scale, tau)
+    result: Tensor = _call(v, scale, tau)
     return result

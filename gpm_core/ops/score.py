@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, differentiable, pull
 
 _forward = define(
     "score(Tensor a, Tensor b, Tensor? scale) -> Tensor",
@@ -34,11 +34,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     a, b, scale = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad, a, b, scale)
+    grads = pull(_backward, grad, a, b, scale)
     return grads[0], grads[1], None if scale is None else grads[2]
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def score(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
@@ -81,5 +81,5 @@ def score(a: Tensor, b: Tensor, scale: Tensor | None = None) -> Tensor:
         a = a.expand(*batch, a.shape[-1])
     if b.shape[:-1] != batch:
         b = b.expand(*batch, b.shape[-1])
-    result: Tensor = torch.ops.gpm_core.score.default(a, b, scale)
+    result: Tensor = _call(a, b, scale)
     return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
-from gpm_core.ops._library import define, define_out, differentiable, fused_or_differentiable
+from gpm_core.ops._library import define, define_out, differentiable, pull
 
 
 def square_shape(v: Tensor) -> tuple[int, ...]:
@@ -40,11 +40,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _pull(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     v, scale = ctx.saved_tensors
-    grads = fused_or_differentiable(_backward, grad, v, scale)
+    grads = pull(_backward, grad, v, scale)
     return grads[0], None if scale is None else grads[1]
 
 
-differentiable(_forward, save=_save, backward=_pull)
+_call = differentiable(_forward, save=_save, backward=_pull)
 
 
 def check_square(v: Any, scale: Any) -> tuple[Tensor, Tensor | None]:
@@ -83,7 +83,7 @@ def score_matrix(v: Tensor, scale: Tensor | None = None, *, out: Tensor | None =
     v, scale = check_square(v, scale)
     if out is not None:
         _checks.check_out(out, square_shape(v), "v", v, (v, scale))
-        torch.ops.gpm_core.score_matrix_out.default(v, scale, out)
+        _into(v, scale, out)
         return out
-    result: Tensor = torch.ops.gpm_core.score_matrix.default(v, scale)
+    result: Tensor = _call(v, scale)
     return result

@@ -36,7 +36,9 @@ void forward(const PreferenceLoss& args, int64_t begin, int64_t end, void* scrat
     const int64_t count = at_most(W, end - first);
     const Vector<T> z = logit<S>(args, first, count, tile);
     const Vector<T> magnitude = absolute<T>(z);
-    const Vector<T> e = exp_nonpositive<T>(-magnitude);
+    Vector<T> exponential[1] = {-magnitude};
+    exp_nonpositive<T>(exponential);
+    const Vector<T> e = exponential[0];
     const Vector<T> tail = log1p_unit<T>(e);  // softplus(-|z|)
     const Vector<T> right = z < 0 ? magnitude + tail : tail, wrong = z < 0 ? tail : magnitude + tail;
     Vector<T> loss = right;
@@ -63,7 +65,9 @@ void backward(const PreferenceLossBackward& args, int64_t begin, int64_t end, vo
   for (int64_t first = begin; first < end; first += W) {
     const int64_t count = at_most(W, end - first);
     const Vector<T> z = logit<S>(args, first, count, tile);
-    const Vector<T> small = small_sigmoid<T>(z);
+    Vector<T> sigmoid[1] = {z};
+    small_sigmoid<T>(sigmoid);
+    const Vector<T> small = sigmoid[0];
     const Vector<T> large = T(1) - small;
     const Vector<T> probability = z < 0 ? small : large, complement = z < 0 ? large : small;
     Vector<T> grad{}, grad_loss{};

@@ -7,11 +7,36 @@
 
 namespace gpm::cpu::GPM_SIMD_NAMESPACE {
 
+// R rows of a unit from row i of it.
+template <class S, bool kScaled, int R, class Output>
+GPM_INLINE void cross_rows(const CrossScoreMatrix& args, const Output& output,
+                           const Packed<Accumulate<S>>& a, int64_t i,
+                           const Packed<Accumulate<S>>& b, const Accumulate<S>* scale,
+                           const CrossUnits::Unit& unit, int64_t columns, bool streaming) {
+  using T = Accumulate<S>;
+  constexpr int W = kLanes<T>;
+  S* out = static_cast<S*>(args.out) + unit.batch * args.out_batch_stride +
+           (unit.row + i) * args.out_row_stride + unit.column;
+  for (int64_t j = 0; j < columns; j += W) {
+    Vector<T> s[R], forward[R], reverse[R];
+    score_against<T, kScaled>(a, i, b, j, scale, args.width / 2, s);
+    output(s, forward, reverse);
+    for (int r = 0; r < R; ++r) {
+      S* p = out + r * args.out_row_stride + j;
+      if (columns - j < W)
+        store_partial(p, forward[r], columns - j);
+      else if (streaming)
+        store_streaming(p, forward[r]);
+      else
+        store(p, forward[r]);
+    }
+  }
+}
+
 template <class S, bool kScaled, class Output>
 void cross_units(const CrossScoreMatrix& args, const Output& output, int64_t begin, int64_t end,
                  void* scratch) {
   using T = Accumulate<S>;
-  constexpr int W = kLanes<T>;
   const CrossUnits units(args.rows, args.columns);
   Packed<T> a{}, b{};
   const T* scale = nullptr;
@@ -29,22 +54,14 @@ void cross_units(const CrossScoreMatrix& args, const Output& output, int64_t beg
     }
     T* rest = memory;
     a = pack<S>(args.a, u.batch, u.row, rows, args.width, rest);
-    S* out = static_cast<S*>(args.out) + u.batch * args.out_batch_stride;
+    const S* out = static_cast<S*>(args.out) + u.batch * args.out_batch_stride;
     const bool streaming =
         may_stream(out, args.batch * args.rows, args.columns, args.out_row_stride, sizeof(S));
-    for (int64_t i = 0; i < rows; ++i) {
-      S* row_out = out + (u.row + i) * args.out_row_stride + u.column;
-      for (int64_t j = 0; j < columns; j += W) {
-        Vector<T> forward, reverse;
-        output(score_against<T, kScaled>(a, i, b, j, scale, args.width / 2), forward, reverse);
-        if (columns - j < W)
-          store_partial(row_out + j, forward, columns - j);
-        else if (streaming)
-          store_streaming(row_out + j, forward);
-        else
-          store(row_out + j, forward);
-      }
-    }
+    int64_t i = 0;
+    for (; i + kTogether<T> <= rows; i += kTogether<T>)
+      cross_rows<S, kScaled, kTogether<T>>(args, output, a, i, b, scale, u, columns, streaming);
+    for (; i < rows; ++i)
+      cross_rows<S, kScaled, 1>(args, output, a, i, b, scale, u, columns, streaming);
   }
 }
 

@@ -34,35 +34,71 @@ GPM_INLINE Vector<T> power_of_two(Mask<T> n) {
   return bit_cast<Vector<T>>((n + ExpConstants<T>::kBias) << ExpConstants<T>::kMantissa);
 }
 
-// exp(x) for x <= 0; subnormal results are rounded once, NaN stays NaN.
 template <class T>
-GPM_INLINE Vector<T> exp_nonpositive(Vector<T> x) {
-  using C = ExpConstants<T>;
-  x = x < C::kLowest ? broadcast(C::kLowest) : x;
-  const Vector<T> n = (x * T(1.4426950408889634074) + C::kRound) - C::kRound;
-  Vector<T> r = multiply_add(n, broadcast(-C::kLn2High), x);
-  r = multiply_add(n, broadcast(-C::kLn2Low), r);
-  Vector<T> sum = broadcast(T(1));  // Horner's scheme of sum_i r^i / i!
-#pragma GCC unroll 16
-  for (int i = C::kTerms; i > 0; --i) sum = multiply_add(sum, r * T(1.0 / i), broadcast(T(1)));
+GPM_INLINE Vector<T> round_to_integer(Vector<T> x) {
 #if defined(__AVX512F__)
   if constexpr (sizeof(T) == 4)
-    return (Vector<T>)_mm512_scalef_ps((__m512)sum, (__m512)n);
+    return (Vector<T>)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT);
   else
-    return (Vector<T>)_mm512_scalef_pd((__m512d)sum, (__m512d)n);
+    return (Vector<T>)_mm512_roundscale_pd((__m512d)x, _MM_FROUND_TO_NEAREST_INT);
+#else
+  return (x + ExpConstants<T>::kRound) - ExpConstants<T>::kRound;
+#endif
+}
+
+// sum = sum * r + 1 / i! for i from First down to 0: Horner's scheme of the exponential series, R
+// sums side by side so that one does not wait for the latency of the other.
+template <class T, int I, int R>
+GPM_INLINE void exp_series(const Vector<T> (&r)[R], Vector<T> (&sum)[R], T coefficient) {
+  if constexpr (I == ExpConstants<T>::kTerms) {
+    for (int q = 0; q < R; ++q) sum[q] = broadcast(coefficient);
+  } else {
+    exp_series<T, I + 1>(r, sum, coefficient / (I + 1));
+#pragma GCC unroll 8
+    for (int q = 0; q < R; ++q) sum[q] = multiply_add(sum[q], r[q], broadcast(coefficient));
+  }
+}
+
+template <class T>
+GPM_INLINE Vector<T> scale_by_power_of_two(Vector<T> x, Vector<T> n) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_scalef_ps((__m512)x, (__m512)n);
+  else
+    return (Vector<T>)_mm512_scalef_pd((__m512d)x, (__m512d)n);
 #else
   // In two steps: 2^n itself is below the normal range where the result is.
   const Mask<T> exponent = __builtin_convertvector(n, Mask<T>);
   const Mask<T> half = exponent >> 1;
-  return sum * power_of_two<T>(half) * power_of_two<T>(exponent - half);
+  return x * power_of_two<T>(half) * power_of_two<T>(exponent - half);
 #endif
 }
 
-// sigmoid(-|x|): the smaller of the two probabilities, with full relative accuracy.
-template <class T>
-GPM_INLINE Vector<T> small_sigmoid(Vector<T> x) {
-  const Vector<T> e = exp_nonpositive<T>(-absolute<T>(x));
-  return e / (e + T(1));
+// x = exp(x) for x <= 0; subnormal results are rounded once, NaN stays NaN.
+template <class T, int R>
+GPM_INLINE void exp_nonpositive(Vector<T> (&x)[R]) {
+  using C = ExpConstants<T>;
+  Vector<T> n[R], r[R];
+#pragma GCC unroll 8
+  for (int q = 0; q < R; ++q) {
+    x[q] = x[q] < C::kLowest ? broadcast(C::kLowest) : x[q];
+    n[q] = round_to_integer<T>(x[q] * T(1.4426950408889634074));
+    r[q] = multiply_add(n[q], broadcast(-C::kLn2High), x[q]);
+    r[q] = multiply_add(n[q], broadcast(-C::kLn2Low), r[q]);
+  }
+  exp_series<T, 0>(r, x, T(1));
+#pragma GCC unroll 8
+  for (int q = 0; q < R; ++q) x[q] = scale_by_power_of_two<T>(x[q], n[q]);
+}
+
+// x = sigmoid(-|x|): the smaller of the two probabilities, with full relative accuracy.
+template <class T, int R>
+GPM_INLINE void small_sigmoid(Vector<T> (&x)[R]) {
+#pragma GCC unroll 8
+  for (int q = 0; q < R; ++q) x[q] = -absolute<T>(x[q]);
+  exp_nonpositive<T>(x);
+#pragma GCC unroll 8
+  for (int q = 0; q < R; ++q) x[q] = x[q] / (x[q] + T(1));
 }
 
 // log(1 + e) for e in [0, 1]: 2 atanh(z) with z = e / (2 + e) <= 1/3.

@@ -1,6 +1,7 @@
 // A set of embeddings laid out for all-pairs work: column by column, padded to whole vectors.
 #pragma once
 
+#include "cpu/simd/blocks.h"
 #include "cpu/simd/columns.h"
 #include "cpu/simd/math.h"
 
@@ -40,36 +41,43 @@ Accumulate<S>* pack_scale(const Rows& scale, int64_t batch, int64_t blocks,
   return packed;
 }
 
-// Scores of row i of a against W rows of b from j: s(a_i > b_j).
-template <class T, bool kScaled>
-GPM_INLINE Vector<T> score_against(const Packed<T>& a, int64_t i, const Packed<T>& b, int64_t j,
-                                   const T* scale, int64_t blocks) {
-  Vector<T> sum{};
+// Scores of R rows of a from i against W rows of b from j: s(a_i > b_j). The order of the sum is the
+// same in every operation, so that they all agree to the last bit.
+template <class T, bool kScaled, int R>
+GPM_INLINE void score_against(const Packed<T>& a, int64_t i, const Packed<T>& b, int64_t j,
+                              const T* scale, int64_t blocks, Vector<T> (&sums)[R]) {
+  for (int r = 0; r < R; ++r) sums[r] = Vector<T>{};
   for (int64_t l = 0; l < blocks; ++l) {
-    const Vector<T> block = broadcast(a.x(l)[i]) * load(b.y(l) + j) -
-                            broadcast(a.y(l)[i]) * load(b.x(l) + j);
-    sum = kScaled ? multiply_add(broadcast(scale[l]), block, sum) : sum + block;
+    const Vector<T> x = load(b.x(l) + j), y = load(b.y(l) + j);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const Vector<T> block = skew(broadcast(a.x(l)[i + r]), broadcast(a.y(l)[i + r]), x, y);
+      sums[r] = kScaled ? multiply_add(broadcast(scale[l]), block, sums[r]) : sums[r] + block;
+    }
   }
-  return sum;
 }
 
-// What becomes of a score: it is stored as it is ...
+// What becomes of R vectors of scores: they are stored as they are ...
 struct RawScore {
   template <class S>
   struct Of {
     using T = Accumulate<S>;
     template <class Args>
     explicit Of(const Args&) {}
-    GPM_INLINE void operator()(Vector<T> s, Vector<T>& forward, Vector<T>& reverse) const {
-      forward = s;
-      reverse = -s;
+
+    template <int R>
+    GPM_INLINE void operator()(const Vector<T> (&s)[R], Vector<T>* forward,
+                               Vector<T>* reverse) const {
+      for (int r = 0; r < R; ++r) {
+        forward[r] = s[r];
+        reverse[r] = -s[r];
+      }
     }
-    GPM_INLINE Vector<T> slope(Vector<T>) const { return broadcast(T(1)); }
     static constexpr bool kConstantSlope = true;
   };
 };
 
-// ... or as a probability. The smaller one is rounded to storage first and the larger one is its
+// ... or as probabilities. The smaller one is rounded to storage first and the larger one is its
 // complement, so that both add up to one exactly there.
 struct Probability {
   template <class S>
@@ -77,20 +85,37 @@ struct Probability {
     using T = Accumulate<S>;
     template <class Args>
     explicit Of(const Args& args) : inverse_tau(static_cast<T>(1.0 / args.tau)) {}
-    GPM_INLINE void operator()(Vector<T> s, Vector<T>& forward, Vector<T>& reverse) const {
-      const Vector<T> small = round_to<S>(small_sigmoid<T>(s * inverse_tau));
-      const Vector<T> large = T(1) - small;
-      forward = s > 0 ? large : small;
-      reverse = s > 0 ? small : large;
+
+    template <int R>
+    GPM_INLINE void operator()(const Vector<T> (&s)[R], Vector<T>* forward,
+                               Vector<T>* reverse) const {
+      Vector<T> small[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) small[r] = s[r] * inverse_tau;
+      small_sigmoid<T>(small);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const Vector<T> rounded = round_to<S>(small[r]), large = T(1) - rounded;
+        forward[r] = s[r] > 0 ? large : rounded;
+        reverse[r] = s[r] > 0 ? rounded : large;
+      }
     }
-    // d sigmoid(s / tau) / ds, the same for s and -s.
-    GPM_INLINE Vector<T> slope(Vector<T> s) const {
-      const Vector<T> small = small_sigmoid<T>(s * inverse_tau);
-      return small * (T(1) - small) * inverse_tau;
+    // s = d sigmoid(s / tau) / ds, the same for s and -s.
+    template <int R>
+    GPM_INLINE void slope(Vector<T> (&s)[R]) const {
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) s[r] = s[r] * inverse_tau;
+      small_sigmoid<T>(s);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) s[r] = s[r] * (T(1) - s[r]) * inverse_tau;
     }
     static constexpr bool kConstantSlope = false;
     T inverse_tau;
   };
 };
+
+// Vectors of scores that are worked on at a time: as many as leave registers for everything else.
+template <class T>
+inline constexpr int kTogether = GPM_VECTOR_BYTES == 64 ? 8 : kLanes<T> < 4 ? kLanes<T> : 4;
 
 }  // namespace gpm::cpu::GPM_SIMD_NAMESPACE

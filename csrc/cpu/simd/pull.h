@@ -25,9 +25,12 @@ GPM_INLINE void accumulate(Vector<T> (&g)[kLanes<T>], const Output& output, cons
                            int64_t blocks, T* sums) {
   constexpr int W = kLanes<T>;
   if constexpr (!Output::kConstantSlope)
-    for (int r = 0; r < W; ++r)
-      g[r] *= output.slope(
-          score_against<T, kScaled>(others, other + r, lanes, lane, scale, blocks));
+    for (int r = 0; r < W; r += kTogether<T>) {
+      Vector<T> s[kTogether<T>];
+      score_against<T, kScaled>(others, other + r, lanes, lane, scale, blocks, s);
+      output.slope(s);
+      for (int q = 0; q < kTogether<T>; ++q) g[r + q] *= s[q];
+    }
   for (int64_t l = 0; l < blocks; ++l) {
     Vector<T> with_y = load(sums + 2 * l * W), with_x = load(sums + (2 * l + 1) * W);
 #pragma GCC unroll 16

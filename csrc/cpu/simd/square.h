@@ -45,9 +45,11 @@ GPM_INLINE void square_tile(const ScoreMatrix& args, const Output& output,
   using T = Accumulate<S>;
   constexpr int W = kLanes<T>;
   Vector<T> forward[W], reverse[W];
-  for (int r = 0; r < W; ++r)
-    output(score_against<T, kScaled>(state.v, i + r, state.v, j, state.scale, args.width / 2),
-           forward[r], reverse[r]);
+  for (int r = 0; r < W; r += kTogether<T>) {
+    Vector<T> s[kTogether<T>];
+    score_against<T, kScaled>(state.v, i + r, state.v, j, state.scale, args.width / 2, s);
+    output(s, forward + r, reverse + r);
+  }
   const int64_t stride = args.out_row_stride;
   write_tile<S>(forward, out + i * stride + j, stride, args.rows - i, args.rows - j, streaming);
   if (i == j) return;
@@ -76,11 +78,76 @@ void square_units(const ScoreMatrix& args, const Output& output, int64_t begin, 
   }
 }
 
+// Pairs (i, j) to (i, j + R - 1) of W matrices, one in each lane.
+template <class T, bool kScaled, int R, class Output>
+GPM_INLINE void small_square_pairs(const Output& output, const T* v, const T* scale, int64_t rows,
+                                   int64_t width, int64_t i, int64_t j, T* result) {
+  constexpr int W = kLanes<T>;
+  Vector<T> s[R] = {}, forward[R], reverse[R];
+  for (int64_t c = 0; c < width; c += 2) {
+    const T* first = v + (i * width + c) * W;
+    const Vector<T> x = load(first), y = load(first + W);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const T* second = v + ((j + r) * width + c) * W;
+      const Vector<T> block = skew(x, y, load(second), load(second + W));
+      s[r] = kScaled ? multiply_add(load(scale + c / 2 * W), block, s[r]) : s[r] + block;
+    }
+  }
+  output(s, forward, reverse);
+  for (int r = 0; r < R; ++r) {
+    store(result + (i * rows + j + r) * W, forward[r]);
+    store(result + ((j + r) * rows + i) * W, reverse[r]);
+  }
+}
+
+// Small matrices, W of them at a time: a lane is a batch entry, so every pair is computed just once
+// and no lane is idle, however few rows there are. A unit is W batch entries.
+template <class S, bool kScaled, class Output>
+void small_square_units(const ScoreMatrix& args, const Output& output, int64_t begin, int64_t end,
+                        void* scratch) {
+  using T = Accumulate<S>;
+  constexpr int W = kLanes<T>;
+  const int64_t rows = args.rows, width = args.width, blocks = width / 2;
+  T* v = static_cast<T*>(scratch);
+  T* result = v + rows * width * W;
+  T* scale = result + rows * rows * W;
+  for (int64_t unit = begin; unit < end; ++unit) {
+    const int64_t first = unit * W, count = at_most(W, args.batch - first);
+    // Rows that follow each other in memory are one long row: wider runs transpose better.
+    const int64_t runs = args.v.row_stride == width ? 1 : rows, run = rows * width / runs;
+    for (int64_t r = 0; r < runs; ++r)
+      to_columns(row<S>(args.v, first, r), args.v.batch_stride, count, run, v + r * run * W, W);
+    if (kScaled) to_columns(row<S>(args.scale, first), args.scale.stride, count, blocks, scale, W);
+    for (int64_t i = 0; i < rows; ++i) {
+      int64_t j = i;
+      for (; j + kTogether<T> <= rows; j += kTogether<T>)
+        small_square_pairs<T, kScaled, kTogether<T>>(output, v, scale, rows, width, i, j, result);
+      for (; j < rows; ++j)
+        small_square_pairs<T, kScaled, 1>(output, v, scale, rows, width, i, j, result);
+    }
+    S* out = static_cast<S*>(args.out) + first * args.out_batch_stride;
+    if (args.out_row_stride == rows)
+      to_rows(result, W, count, rows * rows, out, args.out_batch_stride);
+    else
+      for (int64_t r = 0; r < rows; ++r)
+        to_rows(result + r * rows * W, W, count, rows, out + r * args.out_row_stride,
+                args.out_batch_stride);
+  }
+}
+
 template <class Output, class Args>
 GPM_INLINE void square(const Args& args, int64_t begin, int64_t end, void* scratch) {
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     const typename Output::template Of<S> output(args);
+    if (is_small_square(args.batch, args.rows)) {
+      if (args.scale.data)
+        small_square_units<S, true>(args, output, begin, end, scratch);
+      else
+        small_square_units<S, false>(args, output, begin, end, scratch);
+      return;
+    }
     if (args.scale.data)
       square_units<S, true>(args, output, begin, end, scratch);
     else

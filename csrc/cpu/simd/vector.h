@@ -80,7 +80,7 @@ GPM_INLINE To bit_cast(const From& from) {
 
 template <class T>
 GPM_INLINE Vector<T> broadcast(T value) {
-  return Vector<T>{} + value;
+  return value - Vector<T>{};  // unlike 0 + value, exact for -0 and so free
 }
 
 // fma(a, b, c), fused where the processor can. Products whose difference must be antisymmetric are
@@ -211,7 +211,25 @@ GPM_INLINE void store(float16* p, Vector<float> v) {
 #endif
 }
 
-// The first n lanes only; the others load as zero and are not stored.
+// The first n lanes only, 0 <= n; the others load as zero and are not stored.
+#if defined(__AVX512F__)
+GPM_INLINE Vector<float> load_partial(const float* p, int64_t n) {
+  const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
+  return (Vector<float>)_mm512_maskz_loadu_ps(mask, p);
+}
+GPM_INLINE Vector<double> load_partial(const double* p, int64_t n) {
+  const __mmask8 mask = n >= 8 ? 0xff : (1u << n) - 1;
+  return (Vector<double>)_mm512_maskz_loadu_pd(mask, p);
+}
+GPM_INLINE void store_partial(float* p, Vector<float> v, int64_t n) {
+  const __mmask16 mask = n >= 16 ? 0xffff : (1u << n) - 1;
+  _mm512_mask_storeu_ps(p, mask, (__m512)v);
+}
+GPM_INLINE void store_partial(double* p, Vector<double> v, int64_t n) {
+  const __mmask8 mask = n >= 8 ? 0xff : (1u << n) - 1;
+  _mm512_mask_storeu_pd(p, mask, (__m512d)v);
+}
+#endif
 template <class S>
 GPM_INLINE Vector<Accumulate<S>> load_partial(const S* p, int64_t n) {
   if (n >= kLanes<Accumulate<S>>) return load(p);
