@@ -95,10 +95,10 @@ def test_coin_reverses_whole_prompts() -> None:
 
 def test_ratings_that_contradict_are_refused() -> None:
     tied = rated("p7", (1, 5, 3, 2), (5, 5, 1, 3), (2, 1, 3, 5), (3, 3, 4, 1))
-    with pytest.raises(ValueError, match="p7.*honesty"):
+    with pytest.raises(ValueError, match=r"p7.*honesty"):
         derive_pairs([BY_HAND, tied], named("No. 1"))
     same = rated("p8", (1, 5, 5, 2), (5, 2, 1, 3), (2, 1, 3, 5), (3, 3, 4, 1))
-    with pytest.raises(ValueError, match="p8.*honesty > truthfulness"):
+    with pytest.raises(ValueError, match=r"p8.*honesty > truthfulness"):
         derive_pairs([same], named("No. 1"))
 
 
@@ -143,14 +143,14 @@ def test_shipped_prompts() -> None:
 def test_broken_lines_are_refused(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(line + "\n")
-    with pytest.raises(ValueError, match="line 1|prompt x"):
+    with pytest.raises(ValueError, match=r"line 1|prompt x"):
         load_prompts(file)
 
 
 def test_repeated_id_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"id": "x", "prompt": "y", "responses": []}\n' * 2)
-    with pytest.raises(ValueError, match="prompt x.*twice"):
+    with pytest.raises(ValueError, match=r"prompt x.*twice"):
         load_prompts(file)
 
 
@@ -278,14 +278,17 @@ def test_unwritable_output_is_refused_before_any_work(tmp_path: Path) -> None:
     pytest.importorskip("click")
     (tmp_path / "file").write_text("")
     finished = demo("--output", str(tmp_path / "file" / "folder"))
-    assert finished.returncode != 0
+    assert finished.returncode == 2
     assert "cannot write to the folder" in finished.stderr
     assert "Traceback" not in finished.stderr
-    assert "prompts" not in finished.stdout
+    assert finished.stdout == ""
 
 
-def test_odd_width_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("click")
-    finished = demo("--output", str(tmp_path), "--dim", "5")
-    assert finished.returncode == 2
-    assert "must be even" in finished.stderr
+@pytest.mark.parametrize(("width", "message"), [("5", "must be even"), ("2", "4<=x<=12")])
+def test_impossible_width_is_refused(tmp_path: Path, width: str, message: str) -> None:
+    testing = pytest.importorskip("click.testing")
+    from gpm_core.cli.demo import command
+
+    result = testing.CliRunner().invoke(command, ["--output", str(tmp_path), "--dim", width])
+    assert result.exit_code == 2
+    assert message in result.output

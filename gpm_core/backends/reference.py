@@ -261,15 +261,20 @@ def _wide_cross(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
     return total
 
 
-def _probability(s: Tensor, tau: float, dtype: torch.dtype) -> Tensor:
-    """sigmoid(s / tau) such that P(s) + P(-s) == 1 exactly in ``dtype``.
+def _probability(s: Tensor, tau: float, dtype: torch.dtype, *, square: bool) -> Tensor:
+    """sigmoid(s / tau): the small side with full relative accuracy, the large side its complement.
 
-    The small side is computed with full relative accuracy and rounded, the large side is its
-    complement. The sign enters as a constant factor so that derivatives at s = 0 are right too.
+    The sign enters as a constant factor so that derivatives at s = 0 are right too. In a square
+    matrix both sides of a pair come from the upper triangle: PyTorch's sigmoid of one number may
+    differ in the last bit between two places of a tensor, and P + P.T is to be 1 exactly.
     """
     wins = s > 0
     sign = torch.where(wins, 1.0, -1.0).to(s.dtype)
     small = torch.sigmoid(-(s * sign) / tau).to(dtype)
+    if square:
+        upper = torch.ones(s.shape[-2:], dtype=torch.bool, device=s.device).triu()
+        wins = torch.where(upper, wins, ~wins.mT)
+        small = torch.where(upper, small, small.mT)
     return torch.where(wins, 1 - small, small)
 
 
@@ -304,7 +309,7 @@ def score_matrix_backward(
 
 def probability_matrix(v: Tensor, scale: Tensor | None, tau: float) -> Tensor:
     """All probabilities P(i > j) = sigmoid(s(i > j) / tau)."""
-    return _probability(_wide_cross(v, v, scale), tau, v.dtype)
+    return _probability(_wide_cross(v, v, scale), tau, v.dtype, square=True)
 
 
 def probability_matrix_backward(
@@ -345,7 +350,7 @@ def cross_score_matrix_backward(
 
 def cross_probability_matrix(a: Tensor, b: Tensor, scale: Tensor | None, tau: float) -> Tensor:
     """All probabilities P(a_m > b_n) = sigmoid(s(a_m > b_n) / tau)."""
-    return _probability(_wide_cross(a, b, scale), tau, a.dtype)
+    return _probability(_wide_cross(a, b, scale), tau, a.dtype, square=False)
 
 
 def cross_probability_matrix_backward(

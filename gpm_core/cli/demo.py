@@ -15,8 +15,9 @@ def _prepare(output: Path) -> None:
         with tempfile.TemporaryFile(dir=output):
             pass
     except OSError as error:
-        raise click.ClickException(
-            f"cannot write to the folder {output}: {error.strerror or error}"
+        raise click.BadParameter(
+            f"cannot write to the folder {output}: {error.strerror or error}",
+            param_hint="--output",
         ) from error
 
 
@@ -50,15 +51,16 @@ def _even(_context: click.Context, _parameter: click.Parameter, value: int) -> i
 )
 @click.option(
     "--dim",
-    type=click.IntRange(2, 64),
+    type=click.IntRange(4, 12),
     callback=_even,
     default=4,
     show_default=True,
-    help="Width of the preference embeddings, even.",
+    help="Width of the preference embeddings, even. Their first block starts as a reward; cycles "
+    "take one more.",
 )
 @click.option("--quiet", is_flag=True, help="Show no progress bars.")
 def command(output: Path, seeds: int, folds: int, dim: int, quiet: bool) -> None:
-    """Show on real text what a general preference model can do and a scalar reward cannot.
+    """Show on text what a general preference model can do and a scalar reward cannot.
 
     Derives cyclic preferences from rated responses as the GPM paper did, fits Bradley-Terry and
     general preference heads on frozen features, compares them on held-out prompts, and improves a
@@ -66,14 +68,12 @@ def command(output: Path, seeds: int, folds: int, dim: int, quiet: bool) -> None
     """
     _prepare(output)
     try:
-        from gpm_core.demo.crossval import FitSettings
+        from gpm_core.demo.crossval import ModelSettings
         from gpm_core.demo.run import DemoSettings, run_demo
-
-        settings = DemoSettings(seeds=seeds, folds=folds, fit=FitSettings(dim=dim))
-        run_demo(output, settings, echo=click.echo, progress=not quiet)
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f'{error}; the demonstration needs pip install "gpm_core[demo]"'
+        raise ModuleNotFoundError(
+            f'gpm-core demo needs the package {error.name}: pip install "gpm_core[train]"',
+            name=error.name,
         ) from error
-    except (OSError, ValueError) as error:
-        raise click.ClickException(str(error)) from error
+    settings = DemoSettings(seeds=seeds, folds=folds, models=ModelSettings(dim=dim))
+    run_demo(output, settings, echo=click.echo, progress=not quiet)

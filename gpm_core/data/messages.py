@@ -49,11 +49,11 @@ def parse_message(value: Any) -> Message:
 
 
 def as_messages(prompt: PromptLike) -> tuple[Message, ...]:
-    """A prompt as messages: text becomes one user turn (or its turns, when it is a dialogue).
+    r"""A prompt as messages: text becomes one user turn (or its turns, when it is a dialogue).
 
     Args:
         prompt: text, a list of messages (:class:`Message` or {"role", "content"}), or None for no
-            prompt. Text that starts with "\\n\\nHuman:" or the like is read as a dialogue; its
+            prompt. Text that starts with "\n\nHuman:" or the like is read as a dialogue; its
             empty last "Assistant:" turn, which only asks for the reply, is dropped.
 
     Raises:
@@ -76,18 +76,18 @@ def as_messages(prompt: PromptLike) -> tuple[Message, ...]:
 
 
 def is_dialogue(text: str) -> bool:
-    """Whether ``text`` starts as dialogues of HH-RLHF do, with "\\n\\nHuman:" or the like."""
+    r"""Whether ``text`` starts as dialogues of HH-RLHF do, with "\n\nHuman:" or the like."""
     return _TURN.match(text) is not None
 
 
 def parse_dialogue(text: str) -> tuple[Message, ...]:
-    """The turns of a dialogue "\\n\\nHuman: ...\\n\\nAssistant: ...", outer white space removed.
+    r"""The turns of a dialogue "\n\nHuman: ...\n\nAssistant: ...", outer white space removed.
 
     Raises:
         ValueError: if ``text`` does not start with a speaker.
 
     Example:
-        >>> parse_dialogue("\\n\\nHuman: Hi\\n\\nAssistant: Hello")
+        >>> parse_dialogue("\n\nHuman: Hi\n\nAssistant: Hello")
         (Message(role='user', content='Hi'), Message(role='assistant', content='Hello'))
     """
     if not is_dialogue(text):
@@ -103,7 +103,7 @@ def parse_dialogue(text: str) -> tuple[Message, ...]:
 
 
 def render_dialogue(messages: Iterable[Message]) -> str:
-    """Messages as "Human: ...\\n\\nAssistant: ...", the inverse of :func:`parse_dialogue`.
+    r"""Messages as "Human: ...\n\nAssistant: ...", the inverse of :func:`parse_dialogue`.
 
     Example:
         >>> render_dialogue([Message("user", "Hi")])

@@ -1,4 +1,4 @@
-"""The library end to end on real text in two minutes: ``gpm-core demo``.
+"""The library end to end on text, in half a minute: ``gpm-core demo``.
 
 Cyclic preferences (:mod:`~gpm_core.demo.cycles`), cross-validated models of them
 (:mod:`~gpm_core.demo.crossval`), a policy trained against such a model

@@ -59,8 +59,8 @@ class PreferenceSet:
     """A chain of criteria c1 > c2 > ...; ``closed``: its last is preferred to its first.
 
     ``coin``: on each prompt a coin decides whether the chain holds or its reverse, so that there is
-    nothing in common to learn. ``paper_fit`` is (BT, GPM), accuracy in percent on the training set, from table 1 of
-    arXiv 2410.02197 (Gemma-2B-it); None where the paper has no such set.
+    nothing in common to learn. ``paper_fit``: (BT, GPM), accuracy in percent on the training set,
+    from table 1 of arXiv 2410.02197 (Gemma-2B-it); None where the paper has no such set.
     """
 
     name: str

@@ -69,9 +69,10 @@ def _draw_ring(axes: Axes, preference_set: PreferenceSet, probability: Tensor) -
     angles = np.pi / 2 - 2 * np.pi * np.arange(len(CRITERIA)) / len(CRITERIA)
     places = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     for place, criterion in zip(places, CRITERIA, strict=True):
-        axes.scatter(*place, s=3400, color=COLORS[criterion], zorder=3)
+        axes.scatter(place[0], place[1], s=3400, color=COLORS[criterion], zorder=3)
         axes.text(
-            *place,
+            place[0],
+            place[1],
             _two_lines(criterion),
             ha="center",
             va="center",
@@ -84,7 +85,12 @@ def _draw_ring(axes: Axes, preference_set: PreferenceSet, probability: Tensor) -
         _arrow(axes, places[better], places[worse], shrink=31)
         middle = 0.5 * (places[better] + places[worse]) * 0.62
         axes.text(
-            *middle, f"{probability[better, worse]:.2f}", ha="center", va="center", fontsize=9
+            middle[0],
+            middle[1],
+            f"{probability[better, worse]:.2f}",
+            ha="center",
+            va="center",
+            fontsize=9,
         )
     axes.set(xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
     axes.axis("off")
@@ -146,15 +152,14 @@ def draw_matrices(path: Path, matrices: dict[str, Tensor], preference_set: Prefe
     return _save(figure, path)
 
 
-def _block_shares(embeddings: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
-    """Each block's part in the mean score of the set's preferences, summing to 1."""
-    means = []
-    for block in range(embeddings.shape[-1] // 2):
-        part = embeddings[..., 2 * block : 2 * block + 2].contiguous()
-        matrix = ops.score_matrix(part).mean(dim=0)
-        means.append(sum(matrix[better, worse] for better, worse in edges))
-    stacked = Tensor(means)
-    return stacked / stacked.sum()
+def _block_scores(embeddings: Tensor, edges: Sequence[tuple[int, int]]) -> list[float]:
+    """Each block's part of the mean score of the set's preferences."""
+    better, worse = zip(*edges, strict=True)
+    scores = []
+    for start in range(0, embeddings.shape[-1], 2):
+        block = embeddings[..., start : start + 2].contiguous()
+        scores.append(ops.score_matrix(block)[:, list(better), list(worse)].mean().item())
+    return scores
 
 
 def _draw_block(axes: Axes, points: np.ndarray, edges: Sequence[tuple[int, int]]) -> None:
@@ -164,12 +169,20 @@ def _draw_block(axes: Axes, points: np.ndarray, edges: Sequence[tuple[int, int]]
     axes.axvline(0, color=_MUTED, linewidth=0.5)
     centres = points.mean(axis=0)
     for index, criterion in enumerate(CRITERIA):
-        axes.scatter(*points[:, index].T, s=20, color=COLORS[criterion], alpha=0.45, linewidths=0)
+        axes.scatter(
+            points[:, index, 0],
+            points[:, index, 1],
+            s=20,
+            color=COLORS[criterion],
+            alpha=0.45,
+            linewidths=0,
+        )
     for better, worse in edges:
         _arrow(axes, centres[better], centres[worse], bend=0.18, shrink=5)
     for index, criterion in enumerate(CRITERIA):
         axes.scatter(
-            *centres[index],
+            centres[index, 0],
+            centres[index, 1],
             s=110,
             color=COLORS[criterion],
             edgecolors="white",
@@ -191,14 +204,14 @@ def draw_blocks(path: Path, embeddings: Tensor, preference_set: PreferenceSet) -
     """
     blocks = embeddings.shape[-1] // 2
     edges = _edge_indices(preference_set)
-    shares = _block_shares(embeddings, edges)
+    scores = _block_scores(embeddings, edges)
     figure = _figure(max(4.4 * blocks, 7.4), 5.3)
     panels = figure.subplots(1, blocks, squeeze=False)[0]
     points = embeddings.numpy()
     for block, axes in enumerate(panels):
         _draw_block(axes, points[..., 2 * block : 2 * block + 2], edges)
         axes.set_title(
-            f"block {block + 1}: {100 * float(shares[block]):.0f} % of the cycle's score",
+            f"block {block + 1}: mean score of the cycle's pairs {scores[block]:.2f}",
             fontsize=10,
         )
     figure.suptitle(
@@ -269,7 +282,7 @@ def draw_gpo(path: Path, gpo: dict[str, Any]) -> Path:
     _draw_win_rate(win, gpo["against_start"])
     _draw_shares(moved, gpo["against_start"]["gpm"]["share"])
     moved.set_title("GPO on GPM against the start: what the policy plays", fontsize=10)
-    moved.legend(fontsize=8, frameon=False, loc="upper right")
+    moved.legend(fontsize=8, frameon=False, loc="center right")
     _draw_best_response(beaten, gpo["self_play"])
     _draw_shares(circling, gpo["self_play"]["current"]["share"])
     _draw_shares(circling, gpo["self_play"]["average"]["share"], "--", named=False)

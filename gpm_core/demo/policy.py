@@ -45,7 +45,7 @@ def gpo_step(logps: Tensor, scores: Tensor, *, beta: float, gradient_steps: int 
         # under the opponent and not a group scored against itself.
         gpo_loss(
             policy_logps, reference, scores, beta=beta, centered=True, reduction="sum"
-        ).loss.backward()
+        ).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return torch.log_softmax(logits.detach(), dim=-1)
 
@@ -122,11 +122,12 @@ def best_response_win_rate(policy: Tensor, probability: Tensor) -> Tensor:
 
 def kl_divergence(policy: Tensor, reference: Tensor) -> Tensor:
     """KL(policy || reference) (..., N) >= 0 in nats, of probabilities (..., N, K)."""
-    return (torch.special.xlogy(policy, policy) - torch.special.xlogy(policy, reference)).sum(-1)
+    return (torch.xlogy(policy, policy) - torch.xlogy(policy, reference)).sum(-1)
 
 
 def running_average(policies: Tensor) -> Tensor:
-    """Mean of the policies (T, N, K) up to each iteration; its limit in self-play is the Nash
-    equilibrium, while the policies themselves circle around it."""
+    """Mean of the policies (T, N, K) up to each iteration, (T, N, K). In self-play with small steps
+    it nears the Nash equilibrium, while the policies themselves circle around it.
+    """
     counts = torch.arange(1, len(policies) + 1, dtype=policies.dtype, device=policies.device)
     return policies.cumsum(dim=0) / counts[:, None, None]

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from gpm_core.demo.cycles import PreferenceSet, RatedPrompt
+from gpm_core.demo.cycles import CRITERIA, PreferenceSet, RatedPrompt
 
 _WIDTH = 100
 
@@ -21,7 +21,7 @@ def label(criterion: str) -> str:
     return criterion.replace("_", " ")
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
     """Let ``write`` fill a temporary file beside ``path`` and move it there once it is complete.
 
     Raises:
@@ -39,11 +39,11 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> Path:
 def write_json(path: Path, value: Any) -> Path:
     """Write ``value`` as indented JSON."""
     text = json.dumps(value, indent=1) + "\n"
-    return write_atomically(path, lambda file: file.write_text(text, encoding="utf-8") and None)
+    return write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), _WIDTH)
+    return textwrap.fill(" ".join(text.split()), _WIDTH, break_on_hyphens=False)
 
 
 def _chain(preference_set: PreferenceSet) -> str:
@@ -119,7 +119,8 @@ def accuracy_table(rows: Sequence[dict[str, Any]], seeds: int, folds: int) -> st
         prompts that the model never saw.""",
         f"""Both heads are linear on frozen MiniLM features of the response, with the same optimizer
         and steps; {folds}-fold cross-validation over prompts, {seeds} times with other splits; the
-        interval is a bootstrap over prompts of their mean accuracy.""",
+        interval is a bootstrap over held-out prompts of their mean accuracy; how much other
+        training prompts would change the fits is not in it.""",
         """"Scalar bound" is the most that any scalar reward can reach. On complete cycles equal
         rewards are Bradley and Terry's optimum, so that its accuracy is that of guessing. Two
         controls: "chain" is the cycle of four without its closing pair, for which a scalar reward
@@ -135,12 +136,13 @@ def _with_interval(numbers: dict[str, float]) -> str:
 
 def gpo_text(gpo: dict[str, Any], start_criterion: str, start_share: float) -> str:
     """What GPO did on held-out prompts."""
+    best = gpo["best_possible_truth"]
     told = _paragraph(
         f"""GPO on held-out prompts, cycle of four. The policy is a softmax over a prompt's four
         responses that starts by playing the one best on {label(start_criterion)} with probability
         {start_share:g}: against a uniform start nothing in a perfect cycle wins. Win rates are
-        P(policy > start), judged by the held-out ratings (by which {gpo["best_possible_truth"]:.2f} is
-        the most that any policy can reach) and by the model."""
+        P(policy > start), judged by the held-out ratings, by which {best:.2f} is the most that any
+        policy can reach, and by the model."""
     )
     rows = []
     for kind, name in (("gpm", "GPM scores"), ("bt", "BT scores")):
@@ -176,13 +178,13 @@ def _self_play_text(self_play: dict[str, Any]) -> str:
     current, average = self_play["current"], self_play["average"]
     share = ", ".join(f"{value:.2f}" for value in average["share"][-1])
     return _paragraph(
-        f"""In self-play, where every policy is scored against itself, there is no last word: each is
-        beaten by the next. After {len(current["share"]) - 1} iterations the best response to the
-        policy wins {current["best_response_model"][-1]:.2f} by the model and
+        f"""In self-play, where every policy is scored against itself, there is no last word:
+        whatever it plays, some response beats it. After {len(current["share"]) - 1} iterations the
+        best response to the policy wins {current["best_response_model"][-1]:.2f} by the model and
         {current["best_response_truth"][-1]:.2f} by the ratings; to the average of all policies
         {average["best_response_model"][-1]:.2f} and {average["best_response_truth"][-1]:.2f}. The
-        average nears the Nash equilibrium of the model's scores; over all prompts it plays the
-        criteria's responses with {share}."""
+        average nears the Nash equilibrium of the model's scores: over all prompts it plays the four
+        responses with {share}, where the cycle itself asks for {1 / len(CRITERIA):g} each."""
     )
 
 

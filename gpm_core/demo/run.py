@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpm_core import ops
-from gpm_core.demo import report
+from gpm_core.demo import pictures, report
 from gpm_core.demo.crossval import (
     KINDS,
-    Evaluation,
-    FitSettings,
+    CrossValidation,
+    ModelSettings,
     bootstrap_interval,
     cross_validate,
 )
@@ -48,9 +49,9 @@ class DemoSettings:
 
     seeds: int = 3
     folds: int = 5
-    fit: FitSettings = field(default_factory=FitSettings)
+    models: ModelSettings = field(default_factory=ModelSettings)
     #: Weight of GPO's KL term, for scores in log-odds.
-    beta: float = 5.0
+    beta: float = 3.0
     iterations: int = 30
     self_play_iterations: int = 200
     #: The criterion whose response the start policy mostly plays, and how often.
@@ -65,7 +66,7 @@ class Study:
     preference_set: PreferenceSet
     pairs: int
     bound: float
-    evaluations: dict[str, Evaluation]
+    evaluations: dict[str, CrossValidation]
 
 
 @dataclass
@@ -83,7 +84,8 @@ class GpoStudy:
 
 def by_criterion(prompts: Sequence[RatedPrompt]) -> list[RatedPrompt]:
     """The prompts with each one's responses in the order of :data:`CRITERIA`: response k is the
-    best on criterion k."""
+    best on criterion k.
+    """
     return [
         RatedPrompt(
             prompt.id,
@@ -99,6 +101,19 @@ def response_features(prompts: Sequence[RatedPrompt], *, progress: bool) -> Tens
     texts = [response.text for prompt in prompts for response in prompt.responses]
     vectors = TextBackbone().encode(texts, progress=progress)
     return ops.normalize(vectors).reshape(len(prompts), -1, vectors.shape[-1])
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """One thread for PyTorch: on tensors this small, and more so on a busy machine, waiting for a
+    second one costs many times what it saves.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def study_sets(
@@ -117,8 +132,8 @@ def study_sets(
                     pairs,
                     folds=settings.folds,
                     seeds=settings.seeds,
-                    settings=settings.fit,
-                    advance=lambda: bar.update() and None,
+                    settings=settings.models,
+                    advance=bar.update,
                 )
                 for kind in KINDS
             }
@@ -189,7 +204,7 @@ def summarize_study(study: Study) -> dict[str, Any]:
 
 
 def summarize_gpo(gpo: GpoStudy) -> dict[str, Any]:
-    """GPO's numbers as JSON: one entry for each iteration, means and 95 % intervals over prompts."""
+    """GPO's numbers as JSON, one entry for each iteration: means, 95 % intervals over prompts."""
     average = running_average(gpo.self_play)
     against_start = {
         kind: {
@@ -242,24 +257,22 @@ def run_demo(
         The files written.
 
     Raises:
-        ModuleNotFoundError: if a package that the demonstration needs is not installed.
+        ModuleNotFoundError: if the package of the default backbone is not installed.
         ValueError: for settings out of range.
         OSError: if a file cannot be written.
     """
-    # Needs matplotlib: to miss it after all the fits would be late.
-    from gpm_core.demo import pictures
-
     settings = settings or DemoSettings()
     begin = time.perf_counter()
     prompts = by_criterion(load_prompts())
     echo(report.introduction(prompts, PREFERENCE_SETS))
     features = response_features(prompts, progress=progress)
-    studies = study_sets(prompts, features, settings, progress=progress)
+    with single_thread():
+        studies = study_sets(prompts, features, settings, progress=progress)
     rows = [summarize_study(study) for study in studies]
     echo(report.accuracy_table(rows, settings.seeds, settings.folds))
     cycle = next(study for study in studies if study.preference_set == FOUR_CYCLE)
-    gpo = study_gpo(prompts, cycle, settings)
-    gpo_numbers = summarize_gpo(gpo)
+    with single_thread():
+        gpo_numbers = summarize_gpo(study_gpo(prompts, cycle, settings))
     echo(report.gpo_text(gpo_numbers, settings.start_criterion, settings.start_share))
     matrices = mean_matrices(cycle)
     results = {
@@ -271,12 +284,10 @@ def run_demo(
         "preference_matrix": {kind: matrix.tolist() for kind, matrix in matrices.items()},
         "gpo": gpo_numbers,
     }
-    example = cycle.evaluations["gpm"]
-    with torch.no_grad():
-        embeddings = example.example.embed(features[example.example_prompts])
+    example = cycle.evaluations["gpm"].example
     files = [
         pictures.draw_matrices(output / "preference_matrix.png", matrices, cycle.preference_set),
-        pictures.draw_blocks(output / "embedding_blocks.png", embeddings, cycle.preference_set),
+        pictures.draw_blocks(output / "embedding_blocks.png", example, cycle.preference_set),
         pictures.draw_gpo(output / "gpo.png", gpo_numbers),
         report.write_json(output / "results.json", results),
     ]

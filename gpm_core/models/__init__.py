@@ -10,9 +10,9 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.models.backbone import TextBackbone
-
+from gpm_core.models.preference_model import GroupScores, PreferenceModel, RankedResponse
 from gpm_core.models.text import Passage
 
-__all__ = ["Passage", "TextBackbone"]
+__all__ = ["GroupScores", "Passage", "PreferenceModel", "RankedResponse", "TextBackbone"]
 
 del safetensors, transformers

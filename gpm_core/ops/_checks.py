@@ -106,11 +106,11 @@ def expand_scale(
 
 def check_positive(name: str, value: Any, hint: str) -> float:
     """A finite number above zero."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name} must be a float; got {type(value).__name__}. {hint}")
-    if not math.isfinite(value) or value <= 0:
+    if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and above zero; got {value}. {hint}")
-    return float(value)
+    return value
 
 
 def check_tau(tau: Any) -> float:

@@ -51,7 +51,7 @@ def define(
         schema: as for ``torch.library.define``, without defaults: ``"score(Tensor a, ...) -> ..."``.
         fake: shapes, dtypes and strides of the results without data.
         batched: the arguments to which ``vmap`` may add a leading dimension; ``None`` for all
-            tensors. A vmap over any other argument computes with the reference.
+            tensors. A vmap over any other argument calls the operation for each entry.
         decided_by: the argument whose device and dtype decide the backend.
 
     Returns:
@@ -70,7 +70,7 @@ def define(
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    torch.library.register_vmap(qualified, _vmap_rule(operation, name, batched), lib=_LIBRARY)
+    torch.library.register_vmap(qualified, _vmap_rule(operation, batched), lib=_LIBRARY)
     return operation
 
 
@@ -206,21 +206,36 @@ def pull(operation: Any, *args: Any) -> Any:
     return _compute(_name(operation), args) if _is_plain(args) else operation(*args)
 
 
-def _vmap_rule(operation: Any, name: str, batched: Sequence[int] | None) -> Callable[..., Any]:
-    """Operations take any leading dimensions, so a vmapped dimension becomes the first of them."""
+def _vmap_rule(operation: Any, batched: Sequence[int] | None) -> Callable[..., Any]:
+    """Operations take any leading dimensions, so a vmapped dimension becomes the first of them.
 
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        mapped = {i for i, dim in enumerate(in_dims) if isinstance(dim, int)}
-        if batched is not None and not mapped <= set(batched):
-            function = getattr(reference, name)
-            return torch.func.vmap(function, in_dims=in_dims)(*args), 0
+    Where an argument cannot have one (a weight), the operation is called for each entry.
+    """
+
+    def together(count: int, mapped: dict[int, int], args: tuple[Any, ...]) -> Any:
         moved = list(args)
         for i, arg in enumerate(args):
             if i in mapped:
-                moved[i] = arg.movedim(in_dims[i], 0)
+                moved[i] = arg.movedim(mapped[i], 0)
             elif isinstance(arg, Tensor) and (batched is None or i in batched):
-                moved[i] = arg.unsqueeze(0).expand(info.batch_size, *arg.shape)
-        output = operation(*moved)
+                moved[i] = arg.unsqueeze(0).expand(count, *arg.shape)
+        return operation(*moved)
+
+    def one_by_one(count: int, mapped: dict[int, int], args: tuple[Any, ...]) -> Any:
+        outputs = [
+            operation(
+                *(arg.select(mapped[i], n) if i in mapped else arg for i, arg in enumerate(args))
+            )
+            for n in range(count)
+        ]
+        if isinstance(outputs[0], Tensor):
+            return torch.stack(outputs)
+        return tuple(torch.stack(parts) for parts in zip(*outputs, strict=True))
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        mapped = {i: dim for i, dim in enumerate(in_dims) if isinstance(dim, int)}
+        fits = batched is None or set(mapped) <= set(batched)
+        output = (together if fits else one_by_one)(info.batch_size, mapped, args)
         return output, 0 if isinstance(output, Tensor) else (0,) * len(output)
 
     return rule

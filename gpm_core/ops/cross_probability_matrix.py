@@ -50,8 +50,8 @@ def cross_probability_matrix(
 ) -> Tensor:
     """Probabilities of all pairs between two sets, ``P[m, n] = sigmoid(s(a_m > b_n) / tau)``.
 
-    ``cross_probability_matrix(a, b) + cross_probability_matrix(b, a).T == 1`` exactly, and small
-    probabilities keep their relative accuracy. Scores are as in
+    ``cross_probability_matrix(a, b) + cross_probability_matrix(b, a).T == 1``, exactly where compiled
+    kernels compute it, and small probabilities keep their relative accuracy. Scores are as in
     :func:`gpm_core.ops.cross_score_matrix`; the sigmoid is part of the same pass.
 
     Args:

@@ -1,0 +1,5 @@
+"""``python -m gpm_core.cli`` is ``gpm-core``."""
+
+from gpm_core.cli import run
+
+run()

@@ -1,0 +1,40 @@
+"""Training of preference heads and models: deterministic, resumable, with defaults that work."""
+
+try:
+    import safetensors
+    import tqdm
+    import transformers
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'gpm_core.training needs the package {error.name}: pip install "gpm_core[train]"',
+        name=error.name,
+    ) from error
+
+from gpm_core.training.comparing import Comparison, HeadResult, compare
+from gpm_core.training.fit import fit_head, standardization
+from gpm_core.training.loop import EpochRecord, History
+from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
+from gpm_core.training.options import BackboneOptions, HeadOptions, RunOptions
+from gpm_core.training.run import RunResult, train
+from gpm_core.training.settings import FitSettings
+
+__all__ = [
+    "BackboneOptions",
+    "Comparison",
+    "EpochRecord",
+    "Evaluation",
+    "FitSettings",
+    "HeadOptions",
+    "HeadResult",
+    "History",
+    "PairIndex",
+    "RunOptions",
+    "RunResult",
+    "compare",
+    "evaluate_pairs",
+    "fit_head",
+    "standardization",
+    "train",
+]
+
+del safetensors, tqdm, transformers

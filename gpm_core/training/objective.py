@@ -1,0 +1,231 @@
+"""The loss of one batch of pairs, for any head, and what a whole set of pairs scores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gpm_core import ops
+from gpm_core.heads import BradleyTerryHead, HybridHead, PreferenceHead
+from gpm_core.losses import (
+    PreferenceLossOutput,
+    Reduction,
+    bradley_terry_loss,
+    general_preference_loss,
+)
+
+Head = PreferenceHead | BradleyTerryHead | HybridHead
+
+
+@dataclass(frozen=True)
+class PairIndex:
+    """Pairs as rows of a feature matrix.
+
+    Attributes:
+        chosen: (P,) int64 rows of the chosen responses.
+        rejected: (P,) int64 rows of the rejected ones.
+        prompt: (P,) int64 rows of the prompt features, or None.
+        margin: (P,) float32, what the score must exceed, or None.
+        target: (P,) float32 in [0, 1], probability that chosen is preferred, or None.
+    """
+
+    chosen: Tensor
+    rejected: Tensor
+    prompt: Tensor | None = None
+    margin: Tensor | None = None
+    target: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def take(self, rows: Tensor) -> PairIndex:
+        """The pairs ``rows`` (B,), in that order."""
+
+        def pick(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[rows]
+
+        return PairIndex(
+            self.chosen[rows],
+            self.rejected[rows],
+            pick(self.prompt),
+            pick(self.margin),
+            pick(self.target),
+        )
+
+    def to(self, device: torch.device) -> PairIndex:
+        """The same pairs, with their tensors on ``device``."""
+
+        def move(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device)
+
+        return PairIndex(
+            self.chosen.to(device),
+            self.rejected.to(device),
+            move(self.prompt),
+            move(self.margin),
+            move(self.target),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a head makes of P pairs: per pair, on the CPU.
+
+    Attributes:
+        score: (P,) s(chosen > rejected).
+        probability: (P,) sigmoid(score / tau), without margins.
+        loss: (P,) training loss, with margins and soft targets.
+        correct: (P,) 1 where the score has the target's side, 0 where not, 1/2 for ties.
+    """
+
+    score: Tensor
+    probability: Tensor
+    loss: Tensor
+    correct: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of pairs on the right side, ties counted half."""
+        return float(self.correct.double().mean())
+
+    @property
+    def mean_loss(self) -> float:
+        """Mean training loss."""
+        return float(self.loss.double().mean())
+
+
+def pair_loss(
+    head: Head,
+    hidden: Tensor,
+    prompt_hidden: Tensor | None,
+    margin: Tensor | None,
+    target: Tensor | None,
+    *,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+) -> PreferenceLossOutput:
+    """Loss of a batch of pairs under a head's own model and temperature.
+
+    Args:
+        head: any head of :mod:`gpm_core.heads`.
+        hidden: (2B, H): the B chosen responses, then the B rejected ones.
+        prompt_hidden: (B, H) of the prompts, for a gate.
+        margin: (B,) or None.
+        target: (B,) in [0, 1] or None.
+        label_smoothing: in [0, 1).
+        reduction: "mean", "sum" or "none".
+    """
+    # One pass of the head over both sides costs half the calls of two.
+    if isinstance(head, BradleyTerryHead):
+        chosen, rejected = head.reward(hidden).chunk(2)
+        return bradley_terry_loss(
+            chosen,
+            rejected,
+            margin=margin,
+            target=target,
+            label_smoothing=label_smoothing,
+            tau=head.tau,
+            reduction=reduction,
+        )
+    chosen, rejected = head.embed(hidden).chunk(2)
+    return general_preference_loss(
+        chosen,
+        rejected,
+        head.scale(prompt_hidden),
+        margin=margin,
+        target=target,
+        label_smoothing=label_smoothing,
+        tau=head.tau,
+        reduction=reduction,
+    )
+
+
+@torch.no_grad()
+def evaluate_pairs(
+    head: Head, features: Tensor, pairs: PairIndex, prompt_features: Tensor | None = None
+) -> Evaluation:
+    """Scores, probabilities and losses of all ``pairs`` under ``head``.
+
+    Args:
+        head: the head; left as it is.
+        features: (N, H) standardized features.
+        pairs: P pairs of rows of ``features``.
+        prompt_features: (M, H) features that ``pairs.prompt`` names rows of, for a gate.
+    """
+    was_training = head.training
+    nn.Module.eval(head)
+    hidden = torch.cat((features[pairs.chosen], features[pairs.rejected]))
+    prompt_hidden = gather_prompts(pairs, prompt_features)
+    loss = pair_loss(head, hidden, prompt_hidden, pairs.margin, pairs.target, reduction="none").loss
+    chosen, rejected = head.embed(hidden).chunk(2)
+    score = ops.score(chosen, rejected, head.scale(prompt_hidden))
+    head.train(was_training)
+    score = score.float().cpu()
+    side = torch.sign(score)
+    if pairs.target is not None:
+        side = side * torch.sign(pairs.target.cpu() - 0.5)
+    return Evaluation(score, torch.sigmoid(score / head.tau), loss.cpu(), (side + 1) / 2)
+
+
+def gather_prompts(pairs: PairIndex, prompt_features: Tensor | None) -> Tensor | None:
+    """Prompt features (P, H) of each pair, or None where there are none."""
+    if prompt_features is None:
+        return None
+    if pairs.prompt is None:
+        raise ValueError("pairs need prompt, the rows of prompt_features, to be used with it")
+    return prompt_features[pairs.prompt]
+
+
+def check_pairs(
+    name: str, pairs: PairIndex, features: Tensor, prompt_features: Tensor | None, head: Head
+) -> None:
+    """Raise ValueError, saying what is wrong, unless ``pairs`` fit the features and the head."""
+    _check_features("features", features, head)
+    if not len(pairs):
+        raise ValueError(f"{name} must hold at least one pair; got none")
+    _check_rows(f"{name}: chosen", pairs.chosen, len(pairs), len(features))
+    _check_rows(f"{name}: rejected", pairs.rejected, len(pairs), len(features))
+    if getattr(head, "gate", None) is not None and prompt_features is None:
+        raise ValueError(f"the head has a {head.gate} gate: pass prompt_features")
+    if prompt_features is not None:
+        _check_features("prompt_features", prompt_features, head)
+        if pairs.prompt is None:
+            raise ValueError(f"{name}: prompt, the rows of prompt_features, is missing")
+        _check_rows(f"{name}: prompt", pairs.prompt, len(pairs), len(prompt_features))
+    for field, values in (("margin", pairs.margin), ("target", pairs.target)):
+        if values is None:
+            continue
+        if values.shape != pairs.chosen.shape:
+            raise ValueError(
+                f"{name}: {field} must have one number per pair, ({len(pairs)},); "
+                f"got {tuple(values.shape)}"
+            )
+        if not torch.isfinite(values).all():
+            raise ValueError(f"{name}: {field} must be finite")
+    if pairs.target is not None and not ((pairs.target >= 0) & (pairs.target <= 1)).all():
+        raise ValueError(f"{name}: target must be in [0, 1]")
+
+
+def _check_features(name: str, features: Tensor, head: Head) -> None:
+    if features.dim() != 2 or features.shape[1] != head.hidden_size:
+        raise ValueError(
+            f"{name} must be (N, {head.hidden_size}), as wide as the head expects; "
+            f"got {tuple(features.shape)}"
+        )
+    if not torch.isfinite(features).all():
+        raise ValueError(f"{name} must be finite; row {_first_bad(features)} is not")
+
+
+def _first_bad(features: Tensor) -> int:
+    return int((~torch.isfinite(features)).any(dim=1).int().argmax())
+
+
+def _check_rows(name: str, rows: Tensor, count: int, size: int) -> None:
+    if rows.shape != (count,):
+        raise ValueError(f"{name} must be ({count},), one row per pair; got {tuple(rows.shape)}")
+    if rows.min() < 0 or rows.max() >= size:
+        raise ValueError(
+            f"{name} must be rows in [0, {size}); got {int(rows.min())} to {int(rows.max())}"
+        )

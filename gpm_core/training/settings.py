@@ -1,0 +1,90 @@
+"""Settings of the optimizer, and the defaults that were measured to work."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a head (and a backbone) is trained: AdamW, linear warmup, cosine decay to zero.
+
+    The defaults were chosen on inner splits of HH-RLHF with MiniLM features, where a general head
+    then learns as much as a Bradley-Terry head and memorizes no more. Two things make one set of
+    them fit heads of any temperature, and both act on logits, s / tau, and not on weights: the
+    head's rate is multiplied by its tau (with tau = 0.1 a step of a weight moves logits ten times
+    as far), and the penalty is on W / tau. The penalty is part of the loss, and not decoupled as
+    AdamW's decay, since AdamW rescales the gradients that decay would have to hold back: blocks
+    that start near zero, and have almost no gradient, then grow as fast as the one that matters.
+
+    Attributes:
+        epochs: passes over the pairs.
+        batch_size: pairs per step.
+        learning_rate: peak rate of the head for tau = 1; multiplied by tau.
+        penalty: precision of a Gaussian prior under which standardized features give logits of
+            variance 1 / penalty: the mean loss is increased by
+            penalty * H / (2 P) * |W / tau|^2 for H features and P pairs; biases are free, so
+            it pulls an anchored head to its Bradley-Terry start. 0 for none.
+        backbone_learning_rate: peak rate of a trained backbone.
+        weight_decay: decoupled decay (AdamW's) of a trained backbone's weight matrices.
+        warmup: share of all steps in which the rate rises from zero.
+        label_smoothing: in [0, 1), as in :func:`gpm_core.losses.general_preference_loss`.
+        gradient_clip: largest norm of the gradient; None for no limit.
+        seed: of the order of pairs, of initial weights and of dropout.
+
+    Raises:
+        ValueError: for a value outside its range; names the setting.
+    """
+
+    epochs: int = 10
+    batch_size: int = 64
+    learning_rate: float = 1e-3
+    penalty: float = 0.75
+    backbone_learning_rate: float = 2e-5
+    weight_decay: float = 0.01
+    warmup: float = 0.1
+    label_smoothing: float = 0.0
+    gradient_clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be a whole number in [0, 2^32); got {self.seed!r}")
+        for name in ("learning_rate", "backbone_learning_rate"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be finite and above zero; got {value!r}")
+        for name in ("penalty", "weight_decay"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value >= 0):
+                raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
+        for name in ("warmup", "label_smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)!r}")
+        if self.gradient_clip is not None and not self.gradient_clip > 0:
+            raise ValueError(f"gradient_clip must be above zero; got {self.gradient_clip!r}")
+
+    def steps(self, count: int) -> int:
+        """Number of optimizer steps for ``count`` pairs."""
+        return self.epochs * self.steps_per_epoch(count)
+
+    def steps_per_epoch(self, count: int) -> int:
+        """Number of batches in one pass over ``count`` pairs; the last may be smaller."""
+        return math.ceil(count / self.batch_size)
+
+    def rate_factor(self, step: int, total: int) -> float:
+        """Share of the peak rate at step 0 <= ``step`` < ``total``."""
+        warmup = round(self.warmup * total)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """All settings, as JSON."""
+        return asdict(self)
