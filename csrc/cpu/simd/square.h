@@ -123,8 +123,9 @@ void small_square_units(const ScoreMatrix& args, const Output& output, int64_t b
       int64_t j = i;
       for (; j + kTogether<T> <= rows; j += kTogether<T>)
         small_square_pairs<T, kScaled, kTogether<T>>(output, v, scale, rows, width, i, j, result);
-      for (; j < rows; ++j)
-        small_square_pairs<T, kScaled, 1>(output, v, scale, rows, width, i, j, result);
+      for (; j + 2 <= rows; j += 2)
+        small_square_pairs<T, kScaled, 2>(output, v, scale, rows, width, i, j, result);
+      if (j < rows) small_square_pairs<T, kScaled, 1>(output, v, scale, rows, width, i, j, result);
     }
     S* out = static_cast<S*>(args.out) + first * args.out_batch_stride;
     if (args.out_row_stride == rows)

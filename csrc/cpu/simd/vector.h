@@ -310,6 +310,38 @@ GPM_INLINE void transpose(Vector<T> (&rows)[kLanes<T>]) {
   }
 }
 
+#if defined(__AVX512F__)
+// The same for 16 floats with shuffles that stay within 128 bits or move whole ones: twice as many
+// of them run in a cycle.
+template <>
+GPM_INLINE void transpose<float>(Vector<float> (&rows)[16]) {
+  __m512 quarter[16];
+#pragma GCC unroll 4
+  for (int g = 0; g < 16; g += 4) {
+    const __m512 low01 = _mm512_unpacklo_ps((__m512)rows[g], (__m512)rows[g + 1]);
+    const __m512 high01 = _mm512_unpackhi_ps((__m512)rows[g], (__m512)rows[g + 1]);
+    const __m512 low23 = _mm512_unpacklo_ps((__m512)rows[g + 2], (__m512)rows[g + 3]);
+    const __m512 high23 = _mm512_unpackhi_ps((__m512)rows[g + 2], (__m512)rows[g + 3]);
+    // 128 bits number L of quarter[g + c] are now column 4 L + c of rows g to g + 3.
+    quarter[g] = _mm512_shuffle_ps(low01, low23, 0x44);
+    quarter[g + 1] = _mm512_shuffle_ps(low01, low23, 0xee);
+    quarter[g + 2] = _mm512_shuffle_ps(high01, high23, 0x44);
+    quarter[g + 3] = _mm512_shuffle_ps(high01, high23, 0xee);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512 even01 = _mm512_shuffle_f32x4(quarter[c], quarter[4 + c], 0x88);
+    const __m512 odd01 = _mm512_shuffle_f32x4(quarter[c], quarter[4 + c], 0xdd);
+    const __m512 even23 = _mm512_shuffle_f32x4(quarter[8 + c], quarter[12 + c], 0x88);
+    const __m512 odd23 = _mm512_shuffle_f32x4(quarter[8 + c], quarter[12 + c], 0xdd);
+    rows[c] = (Vector<float>)_mm512_shuffle_f32x4(even01, even23, 0x88);
+    rows[4 + c] = (Vector<float>)_mm512_shuffle_f32x4(odd01, odd23, 0x88);
+    rows[8 + c] = (Vector<float>)_mm512_shuffle_f32x4(even01, even23, 0xdd);
+    rows[12 + c] = (Vector<float>)_mm512_shuffle_f32x4(odd01, odd23, 0xdd);
+  }
+}
+#endif
+
 // Call f with a value of the stored type.
 template <class F>
 GPM_INLINE void with_storage(DType dtype, F&& f) {

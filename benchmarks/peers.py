@@ -1,0 +1,54 @@
+"""What the operations are compared with: plain PyTorch, and code shaped as the paper's.
+
+``eager_*`` is PyTorch written as well as we can; the same functions are what ``torch.compile``
+gets. ``paper_*`` does the steps of the reference implementation of arXiv 2410.02197, in our words:
+it builds the block matrix at every call, projects every token, scores pair by pair.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def rotate(v: Tensor) -> Tensor:
+    """R v: (x, y) -> (-y, x) in every block."""
+    return torch.stack((-v[..., 1::2], v[..., 0::2]), dim=-1).flatten(-2)
+
+
+def eager_probability_matrix(v: Tensor, tau: float = 0.1) -> Tensor:
+    """One matrix product: S = -(R v) v^T, since s(i > j) = <R v_i, v_j> with the published sign."""
+    return torch.sigmoid((rotate(v) @ v.mT) / tau)
+
+
+def eager_preference_loss(chosen: Tensor, rejected: Tensor, tau: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Loss and probability of each pair."""
+    blocks = chosen[:, 0::2] * rejected[:, 1::2] - chosen[:, 1::2] * rejected[:, 0::2]
+    z = blocks.sum(dim=-1) / tau
+    return -F.logsigmoid(z), torch.sigmoid(z)
+
+
+def paper_preference_loss(chosen: Tensor, rejected: Tensor, tau: float = 0.1) -> tuple[Tensor, Tensor]:
+    """The block matrix entry by entry, a product with it, a batched product, both reduced."""
+    width = chosen.shape[-1]
+    matrix = torch.zeros((width, width), device=chosen.device, dtype=chosen.dtype)
+    for i in range(0, width, 2):
+        matrix[i, i + 1] = -1
+        matrix[i + 1, i] = 1
+    turned = torch.matmul(chosen, matrix.T)
+    score = torch.bmm(turned.view(-1, 1, width), rejected.view(-1, width, 1)).view(-1)
+    return -F.logsigmoid(score / tau), torch.sigmoid(score / tau)
+
+
+def eager_preference_embedding(hidden: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+    """Gather, project, normalize."""
+    rows = hidden[torch.arange(hidden.shape[0], device=hidden.device), positions]
+    return F.normalize(F.linear(rows, weight), dim=-1)
+
+
+def paper_preference_embedding(hidden: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+    """Project every token, then gather and normalize."""
+    values = F.linear(hidden, weight)
+    index = positions.view(-1, 1, 1).expand(-1, 1, values.shape[-1])
+    return F.normalize(values.gather(1, index).squeeze(1), dim=-1)

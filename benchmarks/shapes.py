@@ -1,0 +1,153 @@
+"""The one registry of what is timed: inputs, contenders, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks import peers
+from gpm_core import ops
+
+OURS = "gpm_core"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: contenders by name, each a call without arguments."""
+
+    name: str
+    #: () -> name -> call; called once, so that inputs are made when needed and shared
+    make: Callable[[], dict[str, Callable[[], Any]]]
+    #: contender -> the ratio (its time / ours) that is aimed at
+    targets: dict[str, float]
+    #: contenders whose result must agree with ours before anything is timed
+    checked: tuple[str, ...]
+    rounds: int = 51
+    repeats: int = 1
+    tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-3, "atol": 1e-5})
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """``torch.compile`` for fixed shapes, one for each function."""
+    return torch.compile(function, dynamic=False)
+
+
+def _unit(*shape: int) -> Tensor:
+    return torch.nn.functional.normalize(
+        torch.randn(shape, generator=torch.Generator().manual_seed(0)), dim=-1
+    )
+
+
+def _matrix(*shape: int) -> dict[str, Callable[[], Any]]:
+    v = _unit(*shape)
+    return {
+        OURS: partial(ops.probability_matrix, v),
+        "eager": partial(peers.eager_probability_matrix, v),
+        "torch.compile": partial(compiled(peers.eager_probability_matrix), v),
+    }
+
+
+def _large_matrix(size: int) -> dict[str, Callable[[], Any]]:
+    return {**_matrix(size, 8), "torch.full": partial(torch.full, (size, size), 1.0)}
+
+
+def _matrix_into(size: int) -> dict[str, Callable[[], Any]]:
+    contenders, out = _matrix(size, 8), torch.empty(size, size)
+    v = _unit(size, 8)
+    return {
+        **contenders,
+        OURS: partial(ops.probability_matrix, v, out=out),
+        "fill_": partial(torch.empty(size, size).fill_, 1.0),
+    }
+
+
+def _training_step(loss: Callable[..., tuple[Tensor, Tensor]], chosen: Tensor, rejected: Tensor) -> Any:
+    losses, _ = loss(chosen, rejected)
+    return torch.autograd.grad(losses.mean(), (chosen, rejected))
+
+
+def _loss(batch: int) -> dict[str, Callable[[], Any]]:
+    chosen, rejected = (_unit(2 * batch, 6)[i::2].clone().requires_grad_() for i in (0, 1))
+    contenders = {
+        OURS: ops.preference_loss,
+        "paper": peers.paper_preference_loss,
+        "eager": peers.eager_preference_loss,
+        "torch.compile": compiled(peers.eager_preference_loss),
+    }
+    return {name: partial(_training_step, f, chosen, rejected) for name, f in contenders.items()}
+
+
+def _embedding(batch: int, length: int, size: int) -> dict[str, Callable[[], Any]]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn((batch, length, size), generator=generator)
+    weight = torch.randn((8, size), generator=generator) / size**0.5
+    positions = torch.randint(0, length, (batch,), generator=generator)
+    contenders = {
+        OURS: ops.preference_embedding,
+        "paper": peers.paper_preference_embedding,
+        "gather + linear + normalize": peers.eager_preference_embedding,
+    }
+    return {name: partial(f, hidden, weight, positions) for name, f in contenders.items()}
+
+
+_PEERS = ("eager", "torch.compile")
+_EVERYDAY = {"eager": 5.0, "torch.compile": 3.0}
+
+ROWS = [
+    Row(
+        "probability_matrix, 1024 prompts x K = 16",
+        partial(_matrix, 1024, 16, 8),
+        _EVERYDAY,
+        _PEERS,
+        repeats=5,
+    ),
+    Row("probability_matrix, K = 1024", partial(_matrix, 1024, 8), _EVERYDAY, _PEERS, repeats=2),
+    Row("probability_matrix, K = 2048", partial(_matrix, 2048, 8), _EVERYDAY, _PEERS),
+    Row("probability_matrix, K = 4096", partial(_large_matrix, 4096), {"torch.full": 1 / 1.3}, _PEERS, 15),
+    Row("probability_matrix, K = 8192", partial(_large_matrix, 8192), {"torch.full": 1 / 1.3}, _PEERS, 7),
+    Row(
+        "probability_matrix(out=), K = 4096",
+        partial(_matrix_into, 4096),
+        {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
+        _PEERS,
+        15,
+    ),
+    Row(
+        "probability_matrix(out=), K = 8192",
+        partial(_matrix_into, 8192),
+        {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
+        _PEERS,
+        7,
+    ),
+    *(
+        Row(
+            f"preference_loss, forward + backward, B = {batch}",
+            partial(_loss, batch),
+            {"paper": 2.5, "eager": 1.5},
+            ("paper", "eager", "torch.compile"),
+            repeats=20,
+        )
+        for batch in (64, 512)
+    ),
+    Row(
+        "preference_embedding, B = 8, T = 512, H = 2048",
+        partial(_embedding, 8, 512, 2048),
+        {"paper": 50.0, "gather + linear + normalize": 1.0},
+        ("paper", "gather + linear + normalize"),
+        repeats=5,
+    ),
+]
+
+
+def check(row: Row, contenders: dict[str, Callable[[], Any]]) -> None:
+    """A speed is worth nothing on a wrong result: the peers must agree with us first."""
+    with torch.set_grad_enabled("loss" in row.name):
+        expected = contenders[OURS]()
+        for name in row.checked:
+            torch.testing.assert_close(contenders[name](), expected, **row.tolerance)
