@@ -20,6 +20,7 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 
 
 def choice() -> str:
+    """What GPM_CORE_BUILD asks for, ``none`` where ``auto`` finds no compiler."""
     value = os.environ.get("GPM_CORE_BUILD", "auto") or "auto"
     if value not in CHOICES:
         raise SystemExit(f"GPM_CORE_BUILD must be one of {', '.join(CHOICES)}; got {value!r}")
@@ -35,6 +36,7 @@ class CMakeBuild(build_ext):
     """Configure, build and install the one module."""
 
     def build_extension(self, ext: Extension) -> None:
+        """Build ``ext`` where setuptools expects it."""
         import pybind11
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent

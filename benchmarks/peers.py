@@ -22,14 +22,18 @@ def eager_probability_matrix(v: Tensor, tau: float = 0.1) -> Tensor:
     return torch.sigmoid((rotate(v) @ v.mT) / tau)
 
 
-def eager_preference_loss(chosen: Tensor, rejected: Tensor, tau: float = 0.1) -> tuple[Tensor, Tensor]:
+def eager_preference_loss(
+    chosen: Tensor, rejected: Tensor, tau: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """Loss and probability of each pair."""
     blocks = chosen[:, 0::2] * rejected[:, 1::2] - chosen[:, 1::2] * rejected[:, 0::2]
     z = blocks.sum(dim=-1) / tau
     return -F.logsigmoid(z), torch.sigmoid(z)
 
 
-def paper_preference_loss(chosen: Tensor, rejected: Tensor, tau: float = 0.1) -> tuple[Tensor, Tensor]:
+def paper_preference_loss(
+    chosen: Tensor, rejected: Tensor, tau: float = 0.1
+) -> tuple[Tensor, Tensor]:
     """The block matrix entry by entry, a product with it, a batched product, both reduced."""
     width = chosen.shape[-1]
     matrix = torch.zeros((width, width), device=chosen.device, dtype=chosen.dtype)

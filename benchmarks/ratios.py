@@ -16,7 +16,9 @@ import torch
 from benchmarks.shapes import OURS, ROWS, Row, check
 
 
-def medians(contenders: dict[str, Callable[[], Any]], rounds: int, repeats: int) -> dict[str, float]:
+def medians(
+    contenders: dict[str, Callable[[], Any]], rounds: int, repeats: int
+) -> dict[str, float]:
     """Median seconds of each contender; each round runs all of them once, in turn."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(rounds + 3):

@@ -67,7 +67,9 @@ def _matrix_into(size: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _training_step(loss: Callable[..., tuple[Tensor, Tensor]], chosen: Tensor, rejected: Tensor) -> Any:
+def _training_step(
+    loss: Callable[..., tuple[Tensor, Tensor]], chosen: Tensor, rejected: Tensor
+) -> Any:
     losses, _ = loss(chosen, rejected)
     return torch.autograd.grad(losses.mean(), (chosen, rejected))
 
@@ -109,8 +111,20 @@ ROWS = [
     ),
     Row("probability_matrix, K = 1024", partial(_matrix, 1024, 8), _EVERYDAY, _PEERS, repeats=2),
     Row("probability_matrix, K = 2048", partial(_matrix, 2048, 8), _EVERYDAY, _PEERS),
-    Row("probability_matrix, K = 4096", partial(_large_matrix, 4096), {"torch.full": 1 / 1.3}, _PEERS, 15),
-    Row("probability_matrix, K = 8192", partial(_large_matrix, 8192), {"torch.full": 1 / 1.3}, _PEERS, 7),
+    Row(
+        "probability_matrix, K = 4096",
+        partial(_large_matrix, 4096),
+        {"torch.full": 1 / 1.3},
+        _PEERS,
+        15,
+    ),
+    Row(
+        "probability_matrix, K = 8192",
+        partial(_large_matrix, 8192),
+        {"torch.full": 1 / 1.3},
+        _PEERS,
+        7,
+    ),
     Row(
         "probability_matrix(out=), K = 4096",
         partial(_matrix_into, 4096),

@@ -9,6 +9,7 @@ operations as the general one.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -27,13 +28,16 @@ class _Head(nn.Module):
         super().__init__()
         if hidden_size < 1:
             raise ValueError(f"hidden_size must be at least 1; got {hidden_size}")
+        if not 0 < tau < math.inf:
+            raise ValueError(f"tau must be finite and above zero; got {tau}")
         self.hidden_size = hidden_size
         #: Default temperature of probabilities, P = sigmoid(s / tau).
         self.tau = tau
 
     def embed(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         """Preference embeddings (..., d) of hidden states (..., H), or of the tokens at
-        ``positions`` (...) of hidden states (..., T, H)."""
+        ``positions`` (...) of hidden states (..., T, H).
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define embed")
 
     def scale(self, prompt_hidden: Tensor | None = None) -> Tensor | None:
@@ -111,15 +115,15 @@ class PreferenceHead(_Head):
     (k, H), the last two where present; the gate is linear without bias as in published checkpoints.
 
     Raises:
-        ValueError: for an odd ``dim``, an unknown gate or initialisation, or "anchored" without
-            bias.
+        ValueError: for an odd ``dim``, an unknown gate or initialisation, "anchored" without
+            bias, or a ``tau`` that is not finite and above zero.
 
     Example:
         >>> head = PreferenceHead(hidden_size=16, dim=4)
-        >>> head.probability_matrix(torch.zeros(3, 16))
+        >>> head.probability_matrix(torch.zeros(3, 16)).detach()
         tensor([[0.5000, 0.5000, 0.5000],
                 [0.5000, 0.5000, 0.5000],
-                [0.5000, 0.5000, 0.5000]], grad_fn=<probability_matrix_autogradBackward>)
+                [0.5000, 0.5000, 0.5000]])
     """
 
     def __init__(
@@ -185,6 +189,7 @@ class PreferenceHead(_Head):
         return self.embed(hidden, positions)
 
     def extra_repr(self) -> str:
+        """Options, for ``repr``."""
         return (
             f"hidden_size={self.hidden_size}, dim={self.dim}, gate={self.gate!r}, "
             f"normalize={self.normalize}, init={self.init!r}, tau={self.tau}"
@@ -246,6 +251,7 @@ class BradleyTerryHead(_Head):
         return self.reward(hidden, positions)
 
     def extra_repr(self) -> str:
+        """Options, for ``repr``."""
         return f"hidden_size={self.hidden_size}, tau={self.tau}"
 
 
@@ -275,8 +281,8 @@ class HybridHead(_Head):
     ``value_head.bias`` and ``prompt_head.weight`` where present.
 
     Raises:
-        ValueError: for an odd ``dim``, an unknown gate or initialisation, or a weight or clip that
-            is not above zero.
+        ValueError: for an odd ``dim``, an unknown gate or initialisation, or a weight, clip or
+            ``tau`` that is not finite and above zero.
 
     Example:
         >>> HybridHead(16, dim=4).score_matrix(torch.zeros(2, 3, 16)).shape
@@ -309,8 +315,8 @@ class HybridHead(_Head):
             ("cyclic_weight", cyclic_weight),
             ("clip", clip),
         ):
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} must be above zero; got {value}")
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} must be finite and above zero; got {value}")
         self.dim, self.gate, self.normalize, self.init = dim, gate, normalize, init
         self.scalar_weight, self.cyclic_weight, self.clip = scalar_weight, cyclic_weight, clip
         self.value_head = nn.Linear(
@@ -364,6 +370,7 @@ class HybridHead(_Head):
         return self.embed(hidden, positions)
 
     def extra_repr(self) -> str:
+        """Options, for ``repr``."""
         return (
             f"hidden_size={self.hidden_size}, dim={self.dim}, gate={self.gate!r}, "
             f"normalize={self.normalize}, scalar_weight={self.scalar_weight}, "

@@ -23,7 +23,8 @@ class PreferenceLossOutput(NamedTuple):
     loss: Tensor
     #: P(chosen > rejected) (...) per pair, after margin and temperature, detached.
     probability: Tensor
-    #: Share of pairs whose score has the side that the target has; a tie counts half. Detached, 0-d.
+    #: Share of pairs whose score, whatever the margin, has the side that the target has; a tie of
+    #: either (without a margin: a probability that rounds to 1/2) counts half. Detached, 0-d.
     accuracy: Tensor
 
 
@@ -46,13 +47,20 @@ def _smooth(target: Tensor | float | None, label_smoothing: float) -> Tensor | f
         raise ValueError(f"label_smoothing must be in [0, 1); got {label_smoothing}")
     if label_smoothing == 0:
         return target
-    return (1.0 if target is None else target) * (1 - label_smoothing) + label_smoothing / 2
+    if target is None:
+        target = 1.0
+    elif isinstance(target, Tensor):
+        if not target.is_floating_point():
+            return target  # the operation says what is wrong with it
+        target = target.to(torch.promote_types(target.dtype, torch.float32))
+    return target * (1 - label_smoothing) + label_smoothing / 2
 
 
 def _accuracy(score: Tensor, target: Tensor | float | None) -> Tensor:
     """Agreement of the score's side with the target's, ties on either side counted half."""
     with torch.no_grad():
         side = torch.sign(score.detach())
+        side = side.to(torch.promote_types(side.dtype, torch.float32))
         if isinstance(target, Tensor):
             side = side * torch.sign(target.to(side) - 0.5)
         elif target is not None:
@@ -121,8 +129,11 @@ def bradley_terry_loss(
     Args:
         chosen: (...) rewards.
         rejected: (...) rewards, same shape and dtype.
-        margin, target, label_smoothing, reduction: as in :func:`general_preference_loss`.
+        margin: what the difference must exceed; (...) or a number.
+        target: probability in [0, 1] that ``chosen`` is preferred; (...) or a number; None for 1.
+        label_smoothing: e in [0, 1): targets become (1 - e) p + e / 2.
         tau: temperature; 1 is Bradley and Terry's, the GPM paper's code uses 0.1.
+        reduction: "mean", "sum" or "none".
 
     Raises:
         TypeError, ValueError, RuntimeError: as :func:`general_preference_loss`; also for rewards
@@ -188,7 +199,10 @@ class GeneralPreferenceLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        """Options, for ``repr``."""
+        return (
+            f"tau={self.tau}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        )
 
 
 class BradleyTerryLoss(nn.Module):
@@ -225,4 +239,7 @@ class BradleyTerryLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        return f"tau={self.tau}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        """Options, for ``repr``."""
+        return (
+            f"tau={self.tau}, label_smoothing={self.label_smoothing}, reduction={self.reduction!r}"
+        )

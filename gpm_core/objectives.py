@@ -6,6 +6,7 @@ models. A group is the K responses sampled for one prompt, the last dimension.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -38,13 +39,18 @@ def _check_group(**tensors: Tensor) -> None:
             )
 
 
+def _wide(tensor: Tensor) -> Tensor:
+    """In float32 at least: dividing by a small beta in half precision would round or overflow."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _regress(
     logps: Tensor, reference_logps: Tensor, targets: Tensor, centered: bool, reduction: str
 ) -> ObjectiveOutput:
     """Mean of (log-ratio - target)^2; centred: both sides minus their group mean."""
-    wide = torch.promote_types(logps.dtype, torch.float32)
-    log_ratios = logps.to(wide) - reference_logps.detach().to(wide)
-    targets = targets.detach().to(wide)
+    logps = _wide(logps)
+    log_ratios = logps - reference_logps.detach().to(logps.dtype)
+    targets = targets.detach().to(logps.dtype)
     residuals = log_ratios - targets
     if centered:
         residuals = residuals - residuals.mean(dim=-1, keepdim=True)
@@ -89,7 +95,8 @@ def gpo_loss(
 
     Raises:
         TypeError: if a tensor is not floating-point.
-        ValueError: if shapes differ, or ``beta`` is not above zero.
+        ValueError: if shapes differ, or ``beta`` is not finite and above zero, or for an
+            unknown ``reduction``.
 
     Example:
         >>> logps = torch.tensor([[-1.0, -2.0]])
@@ -97,9 +104,9 @@ def gpo_loss(
         tensor(1.)
     """
     _check_group(logps=logps, reference_logps=reference_logps, scores=scores)
-    if not beta > 0:
-        raise ValueError(f"beta must be above zero; got {beta}")
-    return _regress(logps, reference_logps, scores / beta, centered, reduction)
+    if not 0 < beta < math.inf:
+        raise ValueError(f"beta must be finite and above zero; got {beta}")
+    return _regress(logps, reference_logps, _wide(scores) / beta, centered, reduction)
 
 
 def sppo_loss(
@@ -126,7 +133,8 @@ def sppo_loss(
 
     Raises:
         TypeError: if a tensor is not floating-point.
-        ValueError: if shapes differ, or ``eta`` is not above zero.
+        ValueError: if shapes differ, or ``eta`` is not finite and above zero, or for an
+            unknown ``reduction``.
 
     Example:
         >>> logps = torch.tensor([[-1.0, -2.0]])
@@ -134,6 +142,6 @@ def sppo_loss(
         tensor(1.0000)
     """
     _check_group(logps=logps, reference_logps=reference_logps, probabilities=probabilities)
-    if not eta > 0:
-        raise ValueError(f"eta must be above zero; got {eta}")
-    return _regress(logps, reference_logps, eta * (probabilities - 0.5), centered, reduction)
+    if not 0 < eta < math.inf:
+        raise ValueError(f"eta must be finite and above zero; got {eta}")
+    return _regress(logps, reference_logps, eta * (_wide(probabilities) - 0.5), centered, reduction)

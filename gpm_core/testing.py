@@ -53,9 +53,11 @@ def make_tensor(
     if layout == "contiguous" or not shape:
         return normal(*shape)
     if layout == "transposed":
-        return normal(*shape[:-2], *reversed(shape[-2:])).transpose(-1, -2) if len(
-            shape
-        ) > 1 else normal(2 * shape[0])[::2]
+        return (
+            normal(*shape[:-2], *reversed(shape[-2:])).transpose(-1, -2)
+            if len(shape) > 1
+            else normal(2 * shape[0])[::2]
+        )
     if layout == "strided":
         return normal(*shape[:-1], 3 * shape[-1] + 5)[..., 1 : 1 + shape[-1]]
     if layout == "expanded":
@@ -70,9 +72,7 @@ def make_tensor(
 
 def available_backends(op: str, device: torch.device | str, dtype: torch.dtype) -> list[str]:
     """Names of the backends that can compute ``op`` on this device and dtype here."""
-    return [
-        name for name in backends.names() if backends.why_not(name, op, device, dtype) is None
-    ]
+    return [name for name in backends.names() if backends.why_not(name, op, device, dtype) is None]
 
 
 @contextlib.contextmanager

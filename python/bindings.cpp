@@ -247,7 +247,8 @@ gpm::CrossScoreMatrixBackward cross_backward(int t, Size batch, Size rows, Size 
           out(grad_scale)};
 }
 
-// m.def of an operation whose arguments are those of `make`, then tau where it has one, then threads.
+// m.def of an operation whose arguments are those of `make`, then tau where it has one, then
+// threads.
 template <class Args, class... A>
 void define_matrix(py::module_& m, const char* name, Args (*make)(A...),
                    void (*run)(const Args&, int)) {
@@ -272,12 +273,10 @@ void define_matrices(py::module_& m) {
   define_matrix(m, "score_matrix_backward", square_backward, cpu::score_matrix_backward);
   define_probability<gpm::ProbabilityMatrix>(m, "probability_matrix", square,
                                              cpu::probability_matrix);
-  define_probability<gpm::ProbabilityMatrixBackward>(m, "probability_matrix_backward",
-                                                     square_backward,
-                                                     cpu::probability_matrix_backward);
+  define_probability<gpm::ProbabilityMatrixBackward>(
+      m, "probability_matrix_backward", square_backward, cpu::probability_matrix_backward);
   define_matrix(m, "cross_score_matrix", cross, cpu::cross_score_matrix);
-  define_matrix(m, "cross_score_matrix_backward", cross_backward,
-                cpu::cross_score_matrix_backward);
+  define_matrix(m, "cross_score_matrix_backward", cross_backward, cpu::cross_score_matrix_backward);
   define_probability<gpm::CrossProbabilityMatrix>(m, "cross_probability_matrix", cross,
                                                   cpu::cross_probability_matrix);
   define_probability<gpm::CrossProbabilityMatrixBackward>(m, "cross_probability_matrix_backward",

@@ -13,8 +13,9 @@ void cross_probability_matrix(const CrossProbabilityMatrix& args, int threads) {
 }
 
 void cross_probability_matrix_backward(const CrossProbabilityMatrixBackward& args, int threads) {
-  run_cross_backward(cross_probability_matrix_backward_a_kernel(), cross_probability_matrix_backward_b_kernel(),
-                     args, 6.0 + 1.0 * args.width, threads);
+  run_cross_backward(cross_probability_matrix_backward_a_kernel(),
+                     cross_probability_matrix_backward_b_kernel(), args, 6.0 + 1.0 * args.width,
+                     threads);
 }
 
 }  // namespace gpm::cpu

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "cpu/dispatch.h"
+#include "cpu/inline.h"
 #include "gpm/types.h"
 
 namespace gpm::cpu {
@@ -19,10 +20,10 @@ struct SquareUnits {
     int64_t batch, row, column;
   };
 
-  explicit constexpr SquareUnits(int64_t rows)
+  GPM_INLINE explicit constexpr SquareUnits(int64_t rows)
       : side((rows + kSquareUnit - 1) / kSquareUnit), per_batch(side * (side + 1) / 2) {}
 
-  Unit operator[](int64_t unit) const {
+  GPM_INLINE Unit operator[](int64_t unit) const {
     const int64_t batch = unit / per_batch;
     int64_t rest = unit % per_batch;
     int64_t row = 0;
@@ -35,10 +36,12 @@ struct SquareUnits {
 
 // Whether matrices are computed side by side, one in each lane: when there are enough of them, and
 // they are so small that a vector's worth of results stays in the first-level cache (16 KiB).
-constexpr bool is_small_square(int64_t batch, int64_t rows) { return batch >= 8 && rows <= 16; }
+GPM_INLINE constexpr bool is_small_square(int64_t batch, int64_t rows) {
+  return batch >= 8 && rows > 0 && rows <= 16;
+}
 
-// Rows and columns of a unit of a rectangular matrix. A unit's columns are packed once for all units
-// above and below it, which follow each other.
+// Rows and columns of a unit of a rectangular matrix. A unit's columns are packed once for all
+// units above and below it, which follow each other.
 constexpr int64_t kCrossRows = 64;
 constexpr int64_t kCrossColumns = 1024;
 
@@ -47,11 +50,11 @@ struct CrossUnits {
     int64_t batch, row, column;
   };
 
-  constexpr CrossUnits(int64_t rows, int64_t columns)
+  GPM_INLINE constexpr CrossUnits(int64_t rows, int64_t columns)
       : tall((rows + kCrossRows - 1) / kCrossRows),
         per_batch(tall * ((columns + kCrossColumns - 1) / kCrossColumns)) {}
 
-  constexpr Unit operator[](int64_t unit) const {
+  GPM_INLINE constexpr Unit operator[](int64_t unit) const {
     const int64_t rest = unit % per_batch;
     return {unit / per_batch, rest % tall * kCrossRows, rest / tall * kCrossColumns};
   }
@@ -60,8 +63,8 @@ struct CrossUnits {
 };
 
 // Whether an output is large enough to go past the caches, and aligned so that it can.
-inline bool may_stream(const void* out, int64_t rows, int64_t columns, int64_t row_stride,
-                       int64_t item) {
+GPM_INLINE bool may_stream(const void* out, int64_t rows, int64_t columns, int64_t row_stride,
+                           int64_t item) {
   constexpr int64_t kCacheBytes = int64_t(16) << 20;
   return item >= 4 && rows * columns * item >= kCacheBytes && row_stride * item % 64 == 0 &&
          reinterpret_cast<uintptr_t>(out) % 64 == 0;
@@ -79,16 +82,18 @@ void sum_partial(const double* partial, int64_t batch, int64_t units, int64_t bl
                  void* dst);
 
 // Numbers of the accumulation type of dtype in a vector of the chosen instruction set.
-inline int64_t lanes_of(DType dtype) { return vector_bytes() / (dtype == DType::float64 ? 8 : 4); }
+GPM_INLINE int64_t lanes_of(DType dtype) {
+  return vector_bytes() / (dtype == DType::float64 ? 8 : 4);
+}
 
 // Bytes that `rows` embeddings take when packed in whole vectors.
-inline int64_t packed_bytes(DType dtype, int64_t rows, int64_t width) {
+GPM_INLINE int64_t packed_bytes(DType dtype, int64_t rows, int64_t width) {
   const int64_t lanes = lanes_of(dtype);
   return (rows + lanes - 1) / lanes * lanes * width * (dtype == DType::float64 ? 8 : 4);
 }
 
 // Bytes of a scale and of the sums for one vector of embeddings.
-inline int64_t sums_bytes(DType dtype, int64_t width) {
+GPM_INLINE int64_t sums_bytes(DType dtype, int64_t width) {
   return (lanes_of(dtype) + 1) * width * (dtype == DType::float64 ? 8 : 4);
 }
 

@@ -54,8 +54,8 @@ inline int useful_threads(int threads, int64_t units, double operations_per_unit
 #endif
 }
 
-// Call kernel(args, begin, end, scratch) such that all units [0, units) are done, `chunk` at a time.
-// What a kernel writes depends on its units only, so the thread count never changes a result.
+// Call kernel(args, begin, end, scratch) such that all units [0, units) are done, `chunk` at a
+// time. What a kernel writes depends on its units only, so the thread count never changes a result.
 template <class Kernel, class Args>
 void parallel_for(Kernel kernel, const Args& args, int64_t units, double operations_per_unit,
                   int threads, int64_t scratch_bytes = 0) {

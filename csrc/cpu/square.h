@@ -21,10 +21,10 @@ void run_square(Kernel kernel, const Args& args, double operations_per_pair, int
   }
   const double side = static_cast<double>(std::min(args.rows, kSquareUnit));
   const double pairs = side * std::max(side, static_cast<double>(lanes_of(args.dtype)));
-  parallel_for(kernel, args, args.batch * SquareUnits(args.rows).per_batch,
-               pairs * operations_per_pair, threads,
-               packed_bytes(args.dtype, args.rows, args.width) +
-                   sums_bytes(args.dtype, args.width));
+  parallel_for(
+      kernel, args, args.batch * SquareUnits(args.rows).per_batch, pairs * operations_per_pair,
+      threads,
+      packed_bytes(args.dtype, args.rows, args.width) + sums_bytes(args.dtype, args.width));
 }
 
 template <class Kernel, class Args>
@@ -33,11 +33,10 @@ void run_square_backward(Kernel kernel, const Args& args, double operations_per_
   const int64_t blocks = args.width / 2, units = args.batch * tiles;
   std::vector<double> partial(args.grad_scale ? static_cast<size_t>(units * blocks) : 0);
   MatrixPull<Args> pull{args, args.grad_scale ? partial.data() : nullptr};
-  parallel_for(kernel, pull, units,
-               static_cast<double>(lanes) * static_cast<double>(args.rows) * operations_per_pair,
-               threads,
-               packed_bytes(args.dtype, args.rows, args.width) +
-                   sums_bytes(args.dtype, args.width));
+  parallel_for(
+      kernel, pull, units,
+      static_cast<double>(lanes) * static_cast<double>(args.rows) * operations_per_pair, threads,
+      packed_bytes(args.dtype, args.rows, args.width) + sums_bytes(args.dtype, args.width));
   if (args.grad_scale)
     sum_partial(partial.data(), args.batch, tiles, blocks, args.dtype, args.grad_scale);
 }

@@ -36,12 +36,12 @@ _override: ContextVar[str | None] = ContextVar(
 
 
 def names() -> tuple[str, ...]:
-    """Names of all known backends, the most preferred first."""
+    """Names of all known backends: what was registered, then :data:`ORDER`."""
     return (*_extra, *ORDER)
 
 
 def register(name: str, module: ModuleType) -> None:
-    """Make a further backend known, preferred over all others only when it is asked for by name.
+    """Make a further backend known. It computes only where it is asked for by name.
 
     Args:
         name: what :func:`backend` and ``GPM_CORE_BACKEND`` call it.
@@ -97,6 +97,11 @@ def resolve(op: str, device_type: str, dtype: torch.dtype) -> Callable[..., Any]
 
 
 def _choose(requested: str | None, op: str, device_type: str, dtype: torch.dtype) -> str:
+    if requested is not None and requested not in names():  # backend() checks, so the environment
+        raise ValueError(
+            f"GPM_CORE_BACKEND names the unknown backend {requested!r}; known backends: "
+            f"{', '.join(names())}"
+        )
     if requested is not None:
         reason = why_not(requested, op, device_type, dtype)
         if reason is not None:
@@ -131,8 +136,10 @@ def backend(name: str | None) -> Iterator[None]:
     """Compute with the named backend inside the ``with`` block (``None``: leave the choice open).
 
     Holds for the current thread or task. The backward pass of what was computed inside uses the
-    same backend, wherever it runs. Around a call of a compiled function it works; inside a
-    function under ``torch.compile(fullgraph=True)`` it cannot be traced.
+    same backend, wherever it runs; only a gradient that is itself differentiated (double backward,
+    ``torch.func``) is always the reference's. Around a call of a compiled function it works, but
+    the backward pass of a compiled graph is computed as asked for where it runs, so leave the block
+    after it; inside a function under ``torch.compile(fullgraph=True)`` it cannot be traced.
 
     Raises:
         ValueError: if there is no backend of that name.

@@ -227,7 +227,9 @@ def preference_loss_backward(
         margins = None if margin is None else _numbers(margin)
         targets = None if target is None else _numbers(target)
         losses = None if grad_loss is None else _numbers(grad_loss).contiguous()
-        probabilities = None if grad_probability is None else _numbers(grad_probability).contiguous()
+        probabilities = (
+            None if grad_probability is None else _numbers(grad_probability).contiguous()
+        )
         _C.preference_loss_backward(
             _CODES[chosen.dtype],
             first.shape[0],
@@ -411,9 +413,7 @@ def score_matrix_out(v: Tensor, scale: Tensor | None, out: Tensor) -> None:
     _square("score_matrix", v, scale, out)
 
 
-def score_matrix_backward(
-    grad: Tensor, v: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def score_matrix_backward(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     return _square_backward("score_matrix_backward", grad, v, scale)
 
 
@@ -433,9 +433,7 @@ def probability_matrix_backward(
     return _square_backward("probability_matrix_backward", grad, v, scale, tau)
 
 
-def _cross(
-    name: str, a: Tensor, b: Tensor, scale: Tensor | None, out: Tensor, *tau: float
-) -> None:
+def _cross(name: str, a: Tensor, b: Tensor, scale: Tensor | None, out: Tensor, *tau: float) -> None:
     if out.numel() == 0:
         return
     first, second, scales, result = _batch(a), _batch(b), _scale_rows(scale), _writable(out)

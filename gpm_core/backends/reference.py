@@ -55,7 +55,7 @@ def _norm(x: Tensor) -> Tensor:
 
 
 def normalize(x: Tensor, eps: float) -> Tensor:
-    """v / max(||v||_2, eps), as ``torch.nn.functional.normalize``."""
+    """V / max(||v||_2, eps), as ``torch.nn.functional.normalize``."""
     if x.numel() == 0:
         return torch.empty_like(x)
     wide = x.to(accumulation_dtype(x.dtype))
@@ -279,13 +279,11 @@ def _probability(s: Tensor, tau: float, dtype: torch.dtype, *, square: bool) -> 
 
 
 def _slope(s: Tensor, tau: float) -> Tensor:
-    """d sigmoid(s / tau) / ds."""
+    """D sigmoid(s / tau) / ds."""
     return torch.sigmoid(s / tau) * torch.sigmoid(-s / tau) / tau
 
 
-def _skew_gradients(
-    grad: Tensor, v: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def _skew_gradients(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of v and scale from those of the scores (..., K, K)."""
     x, y = _blocks(v)
     skew = grad - grad.transpose(-1, -2)
@@ -300,9 +298,7 @@ def score_matrix(v: Tensor, scale: Tensor | None) -> Tensor:
     return _wide_cross(v, v, scale).to(v.dtype)
 
 
-def score_matrix_backward(
-    grad: Tensor, v: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def score_matrix_backward(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
     """Gradients of v (..., K, d) and of the scale (..., k)."""
     return _skew_gradients(grad.to(accumulation_dtype(v.dtype)), v, scale)
 

@@ -15,7 +15,7 @@ COMMANDS = {
     "train": "Train a preference model on pairs.",
     "score": "Score and rank responses with a trained model.",
     "compare": "Compare kinds of heads on the same pairs.",
-    "demo": "A demonstration on real data, in a minute.",
+    "demo": "Learn cyclic preferences, align a policy to them, draw both.",
     "doctor": "Say what is installed and what is used, and why.",
 }
 

@@ -1,4 +1,4 @@
-"""``gpm-core doctor``: what is installed, what computes each operation, and why nothing else does."""
+"""``gpm-core doctor``: what is installed, what computes each operation, and why not another."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _operations(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, str
         except (RuntimeError, ValueError) as error:
             yield op, "none", str(error)
             continue
-        # Backends that are not in the order of preference are used when asked for, never passed over.
+        # A backend outside of the order of preference is used when asked for, never passed over.
         before = backends.ORDER[: backends.ORDER.index(used)] if used in backends.ORDER else ()
         passed_over = [
             f"{name}: {backends.why_not(name, op, device, dtype) or 'another was asked for'}"
@@ -85,6 +85,9 @@ def command(device: str, dtype: str) -> None:
     click.echo(tabulate.tabulate(list(_build()), headers=["build", ""]))
     click.echo()
     asked = backends.current()
-    click.echo(f"Backends, in order: {', '.join(backends.names())}" + (f"; asked for: {asked}" * bool(asked)))
+    click.echo(
+        f"Backends, in order: {', '.join(backends.names())}"
+        + (f"; asked for: {asked}" * bool(asked))
+    )
     headers = [f"operation ({device_type}, {dtype})", "backend", "passed over"]
     click.echo(tabulate.tabulate(list(_operations(device_type, _DTYPES[dtype])), headers=headers))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gpm_core import ops
 from gpm_core.demo.cycles import CRITERIA, PreferenceSet
-from gpm_core.demo.report import label, write_atomically
+from gpm_core.data.files import atomic_file
+from gpm_core.demo.report import label
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLORS = dict(zip(CRITERIA, ("#0072B2", "#E69F00", "#009E73", "#CC79A7"), strict=True))
@@ -29,7 +30,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _save(figure: Figure, path: Path) -> Path:
-    return write_atomically(path, lambda file: figure.savefig(file, format="png"))
+    with atomic_file(path) as partial:
+        figure.savefig(partial, format="png")
+    return path
 
 
 def _two_lines(criterion: str) -> str:

@@ -45,7 +45,7 @@ def gpo_step(logps: Tensor, scores: Tensor, *, beta: float, gradient_steps: int 
         # under the opponent and not a group scored against itself.
         gpo_loss(
             policy_logps, reference, scores, beta=beta, centered=True, reduction="sum"
-        ).loss.backward()  # type: ignore[no-untyped-call]
+        ).loss.backward()
         optimizer.step()
     return torch.log_softmax(logits.detach(), dim=-1)
 

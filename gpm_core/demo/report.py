@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
 import textwrap
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -19,27 +16,6 @@ _WIDTH = 100
 def label(criterion: str) -> str:
     """A criterion's name as people write it."""
     return criterion.replace("_", " ")
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path`` and move it there once it is complete.
-
-    Raises:
-        OSError: if the folder cannot be written to.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def write_json(path: Path, value: Any) -> Path:
-    """Write ``value`` as indented JSON."""
-    text = json.dumps(value, indent=1) + "\n"
-    return write_atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
 
 
 def _paragraph(text: str) -> str:
@@ -62,7 +38,9 @@ def introduction(prompts: Sequence[RatedPrompt], sets: Sequence[PreferenceSet]) 
         demonstration so that each response is the best of its prompt on one criterion and shows it
         in its style. As in section 6 of arXiv 2410.02197, c1 > c2 says: the response best on c1 is
         preferred to the one best on c2, judged on c1. (The paper took real responses from
-        UltraFeedback; these are fewer and easier.)"""
+        UltraFeedback; these are fewer and easier: those that a classifier on the same features
+        confused were rewritten to show their criterion better, and the optimizer's settings were
+        chosen on other splits of the same prompts.)"""
     )
     chains = "\n".join(f"  {one.name:<9} {_chain(one)}" for one in sets)
     return f"{told}\n{chains}\n"

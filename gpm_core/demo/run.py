@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gpm_core import ops
+from gpm_core.data.files import write_json
 from gpm_core.demo import pictures, report
 from gpm_core.demo.crossval import (
     KINDS,
@@ -289,7 +290,8 @@ def run_demo(
         pictures.draw_matrices(output / "preference_matrix.png", matrices, cycle.preference_set),
         pictures.draw_blocks(output / "embedding_blocks.png", example, cycle.preference_set),
         pictures.draw_gpo(output / "gpo.png", gpo_numbers),
-        report.write_json(output / "results.json", results),
+        output / "results.json",
     ]
+    write_json(files[-1], results)
     echo(report.ending(files, time.perf_counter() - begin))
     return files

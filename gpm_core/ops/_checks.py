@@ -89,9 +89,7 @@ def expand_scale(
     form = f"of shape (..., k) with k = {blocks}, half the width of {embedding_name}"
     check_tensor("scale", scale, least_dims=1, form=form)
     if scale.shape[-1] != blocks:
-        raise ValueError(
-            f"scale must be {form} {shape_of(embedding)}; got shape {shape_of(scale)}"
-        )
+        raise ValueError(f"scale must be {form} {shape_of(embedding)}; got shape {shape_of(scale)}")
     check_same("scale", scale, embedding_name, embedding)
     if scale.shape[:-1] == batch:
         return scale
@@ -104,8 +102,8 @@ def expand_scale(
         ) from None
 
 
-def check_positive(name: str, value: Any, hint: str) -> float:
-    """A finite number above zero."""
+def check_positive(name: str, value: Any, hint: str) -> Any:
+    """A finite float above zero (a symbolic one under a dynamic ``torch.compile``)."""
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name} must be a float; got {type(value).__name__}. {hint}")
     if not 0 < value < math.inf:
@@ -113,13 +111,17 @@ def check_positive(name: str, value: Any, hint: str) -> float:
     return value
 
 
-def check_tau(tau: Any) -> float:
+def check_tau(tau: Any) -> Any:
     """The temperature of sigmoid(s / tau)."""
     return check_positive("tau", tau, "tau divides the score; 0.1 is usual for unit embeddings")
 
 
 def check_out(
-    out: Any, shape: tuple[int, ...], like_name: str, like: Tensor, inputs: tuple[Tensor | None, ...]
+    out: Any,
+    shape: tuple[int, ...],
+    like_name: str,
+    like: Tensor,
+    inputs: tuple[Tensor | None, ...],
 ) -> None:
     """An ``out`` tensor must fit the result, share no gradient and no memory with the inputs."""
     if not isinstance(out, Tensor):
@@ -147,8 +149,8 @@ def float32_under_autocast(*tensors: Any) -> tuple[Any, ...]:
     Outside of autocast they come back as they are. Scores are small differences of products and
     are divided by a small tau: what is rounded to half precision here is lost to the loss.
     """
-    first = next((t for t in tensors if isinstance(t, Tensor)), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
         return tensors
     return tuple(
         t.float() if isinstance(t, Tensor) and t.dtype in (torch.float16, torch.bfloat16) else t
@@ -158,8 +160,8 @@ def float32_under_autocast(*tensors: Any) -> tuple[Any, ...]:
 
 def lower_precision_under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Inputs as autocast's lower-precision list treats them, like those of a linear layer."""
-    first = next((t for t in tensors if isinstance(t, Tensor)), None)
-    if first is None or not torch.is_autocast_enabled(first.device.type):
+    first = tensors[0]
+    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
         return tensors
     dtype = torch.get_autocast_dtype(first.device.type)
     return tuple(

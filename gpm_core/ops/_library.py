@@ -48,7 +48,7 @@ def define(
     """Declare an operation and return it.
 
     Args:
-        schema: as for ``torch.library.define``, without defaults: ``"score(Tensor a, ...) -> ..."``.
+        schema: as for ``torch.library.define``, without defaults: ``"score(Tensor a) -> Tensor"``.
         fake: shapes, dtypes and strides of the results without data.
         batched: the arguments to which ``vmap`` may add a leading dimension; ``None`` for all
             tensors. A vmap over any other argument calls the operation for each entry.
@@ -77,8 +77,8 @@ def define(
 def define_out(schema: str) -> Callable[..., Any]:
     """Declare an operation that writes into its ``Tensor(a!) out`` and returns nothing.
 
-    It is for use without gradients, so it has neither autograd nor vmap. The version of ``out`` goes
-    up, so that autograd notices if it had saved it.
+    It is for use without gradients, so it has neither autograd nor vmap. The version of ``out``
+    goes up, so that autograd notices if it had saved it.
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -161,7 +161,7 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
         return False
     if torch._C._len_torch_dispatch_stack():
         return False
-    for arg in args:
+    for arg in args:  # noqa: SIM110  # a generator would cost as much as all that is above
         if type(arg) not in _PLAIN:
             return False
     return True

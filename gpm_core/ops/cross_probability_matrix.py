@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
@@ -50,9 +49,9 @@ def cross_probability_matrix(
 ) -> Tensor:
     """Probabilities of all pairs between two sets, ``P[m, n] = sigmoid(s(a_m > b_n) / tau)``.
 
-    ``cross_probability_matrix(a, b) + cross_probability_matrix(b, a).T == 1``, exactly where compiled
-    kernels compute it, and small probabilities keep their relative accuracy. Scores are as in
-    :func:`gpm_core.ops.cross_score_matrix`; the sigmoid is part of the same pass.
+    ``cross_probability_matrix(a, b) + cross_probability_matrix(b, a).T == 1``, exactly where
+    compiled kernels compute it, and small probabilities keep their relative accuracy. Scores are
+    as in :func:`gpm_core.ops.cross_score_matrix`; the sigmoid is part of the same pass.
 
     Args:
         a: (..., M, d) preference embeddings, even d, float64, float32, bfloat16 or float16.

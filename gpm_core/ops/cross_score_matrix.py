@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
@@ -33,7 +32,9 @@ _backward = define(
     "-> (Tensor, Tensor, Tensor)",
     fake=fake_cross_backward,
 )
-_into = define_out("cross_score_matrix_out(Tensor a, Tensor b, Tensor? scale, Tensor(a!) out) -> ()")
+_into = define_out(
+    "cross_score_matrix_out(Tensor a, Tensor b, Tensor? scale, Tensor(a!) out) -> ()"
+)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

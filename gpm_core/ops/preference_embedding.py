@@ -73,9 +73,7 @@ def _pull(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | Non
     if grad is None:
         return (None,) * 6
     mask = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[3]]
-    grads = pull(
-        _backward, grad, *ctx.saved_tensors, ctx.normalized, ctx.eps, mask
-    )
+    grads = pull(_backward, grad, *ctx.saved_tensors, ctx.normalized, ctx.eps, mask)
     hidden, weight, bias = (g if kept else None for g, kept in zip(grads, mask, strict=True))
     return hidden, weight, None, bias, None, None
 
@@ -85,7 +83,9 @@ _call = differentiable(_forward, save=_save, backward=_pull)
 
 def _check_positions(positions: Any, hidden: Tensor) -> None:
     if not isinstance(positions, Tensor):
-        raise TypeError(f"positions must be an integer torch.Tensor; got {type(positions).__name__}")
+        raise TypeError(
+            f"positions must be an integer torch.Tensor; got {type(positions).__name__}"
+        )
     if positions.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"positions must be int64 or int32; got {positions.dtype}")
     if positions.device != hidden.device:
@@ -162,7 +162,5 @@ def preference_embedding(
     if positions is not None:
         _check_positions(positions, hidden)
         positions = positions.long()
-    result: Tensor = _call(
-        hidden, weight, positions, bias, bool(normalize), eps
-    )[0]
+    result: Tensor = _call(hidden, weight, positions, bias, bool(normalize), eps)[0]
     return result

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpm_core.backends.reference import accumulation_dtype
@@ -150,7 +149,5 @@ def preference_loss(
     scale = _checks.expand_scale(scale, "chosen", chosen, chosen.shape[:-1])
     margin = _per_pair("margin", margin, chosen)
     target = _per_pair("target", target, chosen)
-    result: tuple[Tensor, Tensor] = _call(
-        chosen, rejected, scale, margin, target, tau
-    )
+    result: tuple[Tensor, Tensor] = _call(chosen, rejected, scale, margin, target, tau)
     return result

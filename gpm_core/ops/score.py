@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from gpm_core.ops import _checks
@@ -19,7 +18,11 @@ _forward = define(
 def _fake_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return a.new_empty(a.shape), b.new_empty(b.shape), a.new_empty(0 if scale is None else scale.shape)
+    return (
+        a.new_empty(a.shape),
+        b.new_empty(b.shape),
+        a.new_empty(0 if scale is None else scale.shape),
+    )
 
 
 _backward = define(

@@ -169,7 +169,7 @@ class TrainingLoop:
                 "features or margins that are not finite"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        output.loss.backward()
         self._add_penalties()
         if self.settings.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.named.values(), self.settings.gradient_clip)

@@ -49,7 +49,13 @@ def _case(op: str, label: str, function: Callable[..., Any], *makers: Any, small
 def _normalize() -> list[Case]:
     shapes = [(0, 3), (1, 1), (3, 4), (5, 17), (2, 3, 64), (7, 129), (300, 33), (4,)]
     return [
-        _case("normalize", str(s), ops.normalize, _embeddings(*s), small=0 < torch.Size(s).numel() < 50)
+        _case(
+            "normalize",
+            str(s),
+            ops.normalize,
+            _embeddings(*s),
+            small=0 < torch.Size(s).numel() < 50,
+        )
         for s in shapes
     ]
 
@@ -77,9 +83,7 @@ def _preference_loss() -> list[Case]:
     for batch in [(0,), (1,), (3,), (17,), (2, 3), (513,)]:
         small = 0 < torch.Size(batch).numel() < 7
         a, b = _embeddings(*batch, 6), _embeddings(*batch, 6, seed=1)
-        cases.append(
-            _case("preference_loss", f"{batch}", ops.preference_loss, a, b, small=small)
-        )
+        cases.append(_case("preference_loss", f"{batch}", ops.preference_loss, a, b, small=small))
         full = (a, b, _embeddings(*batch, 3, seed=2), _wide(*batch, seed=3), _wide(*batch, seed=4))
         cases.append(_case("preference_loss", f"{batch}-full", _loss, *full, small=small))
     return cases
@@ -114,7 +118,9 @@ def _preference_embedding() -> list[Case]:
             arguments = (hidden, weight, positions, bias)
             cases.append(_case("preference_embedding", name, function, *arguments, small=small))
             rows = (_embeddings(*batch, size, seed=5), weight)
-            cases.append(_case("preference_embedding", f"{name}-rows", function, *rows, small=small))
+            cases.append(
+                _case("preference_embedding", f"{name}-rows", function, *rows, small=small)
+            )
     return cases
 
 

@@ -285,7 +285,9 @@ def test_parameters_and_subclasses() -> None:
 
     v = testing.make_tensor(3, 4)
     assert torch.equal(ops.score_matrix(torch.nn.Parameter(v)), ops.score_matrix(v))
-    assert torch.equal(ops.score_matrix(v.as_subclass(Tagged)).as_subclass(torch.Tensor), ops.score_matrix(v))
+    assert torch.equal(
+        ops.score_matrix(v.as_subclass(Tagged)).as_subclass(torch.Tensor), ops.score_matrix(v)
+    )
 
 
 def test_threads_at_the_same_time() -> None:
@@ -324,7 +326,7 @@ print("child", os.waitstatus_to_exitcode(status))
 
 
 def test_fork_after_use() -> None:
-    """As a DataLoader worker does: OpenMP's threads are gone in the child, nobody waits for them."""
+    """As in a DataLoader worker: OpenMP's threads are gone in the child, nobody waits for them."""
     result = subprocess.run(
         [sys.executable, "-c", FORK_SCRIPT],
         capture_output=True,

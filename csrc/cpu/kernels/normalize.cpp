@@ -10,6 +10,8 @@ template <class T>
 inline constexpr T kSafeHigh = sizeof(T) == 4 ? T(1e30) : T(1e290);
 template <class T>
 inline constexpr T kSafeLow = sizeof(T) == 4 ? T(1e-24) : T(1e-270);
+template <class T>
+inline constexpr int kLeastExponent = sizeof(T) == 4 ? -125 : -1021;
 
 template <class S>
 Accumulate<S> sum_of_products(const S* a, const S* b, int64_t width) {
@@ -44,6 +46,8 @@ Norm<Accumulate<S>> norm_of(const S* x, int64_t width) {
   if (!(largest > 0) || !__builtin_isfinite(largest)) return {T(1), square_root(square)};
   int exponent;
   __builtin_frexp(largest, &exponent);
+  // So that the inverse is in range too; squares of the rest of a row of subnormals still are.
+  if (exponent < kLeastExponent<T>) exponent = kLeastExponent<T>;
   const T unit = __builtin_ldexp(1.0, exponent - 1), inverse = __builtin_ldexp(1.0, 1 - exponent);
   T sum = 0;
   for (int64_t c = 0; c < width; ++c) {

@@ -150,8 +150,7 @@ void widen_rows(const PreferenceEmbeddingBackward& args, int64_t begin, int64_t 
   using T = Accumulate<S>;
   for (int64_t r = begin; r < end; ++r)
     for (int64_t o = 0; o < args.width; ++o)
-      static_cast<T*>(args.grad_projection)[r * args.width + o] =
-          widen(row<S>(args.grad, r)[o]);
+      static_cast<T*>(args.grad_projection)[r * args.width + o] = widen(row<S>(args.grad, r)[o]);
 }
 
 template <class S>

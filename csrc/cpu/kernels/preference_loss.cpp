@@ -40,7 +40,8 @@ void forward(const PreferenceLoss& args, int64_t begin, int64_t end, void* scrat
     exp_nonpositive<T>(exponential);
     const Vector<T> e = exponential[0];
     const Vector<T> tail = log1p_unit<T>(e);  // softplus(-|z|)
-    const Vector<T> right = z < 0 ? magnitude + tail : tail, wrong = z < 0 ? tail : magnitude + tail;
+    const Vector<T> right = z < 0 ? magnitude + tail : tail,
+                    wrong = z < 0 ? tail : magnitude + tail;
     Vector<T> loss = right;
     if (args.target.data) {
       const Vector<T> p = load_numbers<T>(args.target, first, count);

@@ -5,7 +5,8 @@
 
 namespace gpm::cpu::GPM_SIMD_NAMESPACE {
 
-// x_a y_b - y_a x_b with both products rounded alike: exchanging a and b gives exactly the negative.
+// x_a y_b - y_a x_b with both products rounded alike: exchanging a and b gives exactly the
+// negative.
 template <class V>
 GPM_INLINE V skew(V xa, V ya, V xb, V yb) {
   return xa * yb - ya * xb;

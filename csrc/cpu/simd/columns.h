@@ -24,6 +24,29 @@ GPM_INLINE const S* row(const Batch& batch, int64_t b, int64_t r) {
 template <class T>
 inline constexpr int kWorthTransposing = kLanes<T> / 2;
 
+// n <= W columns of W rows at once. Inlined with n == W, all bounds are constants.
+template <class S>
+GPM_INLINE void tile_to_columns(const S* first, int64_t stride, int64_t n, Accumulate<S>* columns,
+                                int64_t step) {
+  using T = Accumulate<S>;
+  constexpr int W = kLanes<T>;
+  Vector<T> tile[W];
+  for (int r = 0; r < W; ++r) tile[r] = load_partial(first + r * stride, n);
+  transpose<T>(tile);
+  for (int64_t i = 0; i < n; ++i) store(columns + i * step, tile[i]);
+}
+
+template <class S>
+GPM_INLINE void tile_to_rows(const Accumulate<S>* columns, int64_t step, int64_t n, S* first,
+                             int64_t stride) {
+  using T = Accumulate<S>;
+  constexpr int W = kLanes<T>;
+  Vector<T> tile[W];
+  for (int i = 0; i < W; ++i) tile[i] = load(columns + at_most(i, n - 1) * step);
+  transpose<T>(tile);
+  for (int r = 0; r < W; ++r) store_partial(first + r * stride, tile[r], n);
+}
+
 // columns[c * step + r] = rows[r][c] for r < count <= W; lanes from count to W are zero.
 template <class S>
 GPM_INLINE void to_columns(const S* first, int64_t stride, int64_t count, int64_t width,
@@ -31,13 +54,12 @@ GPM_INLINE void to_columns(const S* first, int64_t stride, int64_t count, int64_
   using T = Accumulate<S>;
   constexpr int W = kLanes<T>;
   int64_t c = 0;
-  while (count == W && width - c >= kWorthTransposing<T>) {
-    const int64_t n = at_most(W, width - c);
-    Vector<T> tile[W];
-    for (int r = 0; r < W; ++r) tile[r] = load_partial(first + r * stride + c, n);
-    transpose<T>(tile);
-    for (int64_t i = 0; i < n; ++i) store(columns + (c + i) * step, tile[i]);
-    c += n;
+  if (count == W) {
+    for (; c + W <= width; c += W) tile_to_columns(first + c, stride, W, columns + c * step, step);
+    if (width - c >= kWorthTransposing<T>) {
+      tile_to_columns(first + c, stride, width - c, columns + c * step, step);
+      c = width;
+    }
   }
   if (c == width) return;
   for (int64_t r = 0; r < count; ++r)
@@ -54,13 +76,12 @@ GPM_INLINE void to_rows(const Accumulate<S>* columns, int64_t step, int64_t coun
   using T = Accumulate<S>;
   constexpr int W = kLanes<T>;
   int64_t c = 0;
-  while (count == W && width - c >= kWorthTransposing<T>) {
-    const int64_t n = at_most(W, width - c);
-    Vector<T> tile[W] = {};
-    for (int64_t i = 0; i < n; ++i) tile[i] = load(columns + (c + i) * step);
-    transpose<T>(tile);
-    for (int r = 0; r < W; ++r) store_partial(first + r * stride + c, tile[r], n);
-    c += n;
+  if (count == W) {
+    for (; c + W <= width; c += W) tile_to_rows(columns + c * step, step, W, first + c, stride);
+    if (width - c >= kWorthTransposing<T>) {
+      tile_to_rows(columns + c * step, step, width - c, first + c, stride);
+      c = width;
+    }
   }
   for (int64_t r = 0; r < count; ++r)
     for (int64_t i = c; i < width; ++i) narrow(columns[i * step + r], first[r * stride + i]);

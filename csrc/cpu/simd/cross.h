@@ -62,6 +62,7 @@ void cross_units(const CrossScoreMatrix& args, const Output& output, int64_t beg
       cross_rows<S, kScaled, kTogether<T>>(args, output, a, i, b, scale, u, columns, streaming);
     for (; i < rows; ++i)
       cross_rows<S, kScaled, 1>(args, output, a, i, b, scale, u, columns, streaming);
+    if (streaming) finish_streaming();
   }
 }
 
@@ -116,9 +117,8 @@ void cross_pull_units(const CrossScoreMatrixBackward& args, const Output& output
     }
     if (kFirst && partial)
       for (int64_t l = 0; l < blocks; ++l)
-        partial[unit * blocks + l] =
-            sum_lanes<T>(load(lanes.x(l)) * load(sums + 2 * l * W) -
-                         load(lanes.y(l)) * load(sums + (2 * l + 1) * W));
+        partial[unit * blocks + l] = sum_lanes<T>(load(lanes.x(l)) * load(sums + 2 * l * W) -
+                                                  load(lanes.y(l)) * load(sums + (2 * l + 1) * W));
     S* out = static_cast<S*>(kFirst ? args.grad_a : args.grad_b) + (b * own + i) * args.width;
     store_gradient<S>(sums, scale, blocks, kFirst ? T(1) : T(-1), at_most(W, own - i), out);
   }

@@ -11,9 +11,9 @@ template <class T>
 struct ExpConstants;
 template <>
 struct ExpConstants<float> {
-  static constexpr int kTerms = 7;             // |r| <= ln(2)/2: r^8/8! < 2^-27
-  static constexpr float kLowest = -104.0f;    // exp is below half of the smallest subnormal
-  static constexpr float kRound = 0x1.8p23f;   // adding and subtracting it rounds to an integer
+  static constexpr int kTerms = 7;                 // |r| <= ln(2)/2: r^8/8! < 2^-27
+  static constexpr float kLowest = -104.0f;        // exp is below half of the smallest subnormal
+  static constexpr float kRound = 0x1.8p23f;       // adding and subtracting it rounds to an integer
   static constexpr float kLn2High = 0x1.62e4p-1f;  // few bits, so that n * high is exact
   static constexpr float kLn2Low = 0x1.7f7d1cp-20f;
   static constexpr int kMantissa = 23, kBias = 127;

@@ -25,8 +25,8 @@ Packed<Accumulate<S>> pack(const Batch& v, int64_t batch, int64_t first, int64_t
   Packed<Accumulate<S>> packed{memory, padded};
   memory += padded * width;
   for (int64_t r = 0; r < rows; r += W)
-    to_columns(row<S>(v, batch, first + r), v.row_stride, at_most(W, rows - r), width, packed.columns + r,
-               padded);
+    to_columns(row<S>(v, batch, first + r), v.row_stride, at_most(W, rows - r), width,
+               packed.columns + r, padded);
   return packed;
 }
 
@@ -41,8 +41,8 @@ Accumulate<S>* pack_scale(const Rows& scale, int64_t batch, int64_t blocks,
   return packed;
 }
 
-// Scores of R rows of a from i against W rows of b from j: s(a_i > b_j). The order of the sum is the
-// same in every operation, so that they all agree to the last bit.
+// Scores of R rows of a from i against W rows of b from j: s(a_i > b_j). The order of the sum is
+// the same in every operation, so that they all agree to the last bit.
 template <class T, bool kScaled, int R>
 GPM_INLINE void score_against(const Packed<T>& a, int64_t i, const Packed<T>& b, int64_t j,
                               const T* scale, int64_t blocks, Vector<T> (&sums)[R]) {
@@ -77,6 +77,15 @@ struct RawScore {
   };
 };
 
+// 1 / tau, or the largest number where that is out of range: a score of zero times it is still
+// zero.
+template <class T>
+GPM_INLINE T finite_inverse(double tau) {
+  constexpr T kLargest = sizeof(T) == 4 ? T(__FLT_MAX__) : T(__DBL_MAX__);
+  const double inverse = 1.0 / tau;
+  return inverse < kLargest ? static_cast<T>(inverse) : kLargest;
+}
+
 // ... or as probabilities. The smaller one is rounded to storage first and the larger one is its
 // complement, so that both add up to one exactly there.
 struct Probability {
@@ -84,7 +93,7 @@ struct Probability {
   struct Of {
     using T = Accumulate<S>;
     template <class Args>
-    explicit Of(const Args& args) : inverse_tau(static_cast<T>(1.0 / args.tau)) {}
+    explicit Of(const Args& args) : inverse_tau(finite_inverse<T>(args.tau)) {}
 
     template <int R>
     GPM_INLINE void operator()(const Vector<T> (&s)[R], Vector<T>* forward,
@@ -116,6 +125,6 @@ struct Probability {
 
 // Vectors of scores that are worked on at a time: as many as leave registers for everything else.
 template <class T>
-inline constexpr int kTogether = GPM_VECTOR_BYTES == 64 ? 8 : kLanes<T> < 4 ? kLanes<T> : 4;
+inline constexpr int kTogether = GPM_VECTOR_BYTES == 64 ? 8 : (kLanes<T> < 4 ? kLanes<T> : 4);
 
 }  // namespace gpm::cpu::GPM_SIMD_NAMESPACE

@@ -43,8 +43,8 @@ GPM_INLINE void accumulate(Vector<T> (&g)[kLanes<T>], const Output& output, cons
   }
 }
 
-// The sums above as gradients of `count` embeddings, rows of out. sign is +1 where the lanes are the
-// first argument of the score, -1 where they are the second. Turns sums into gradient columns.
+// The sums above as gradients of `count` embeddings, rows of out. sign is +1 where the lanes are
+// the first argument of the score, -1 where they are the second. Turns sums into gradient columns.
 template <class S>
 GPM_INLINE void store_gradient(Accumulate<S>* sums, const Accumulate<S>* scale, int64_t blocks,
                                Accumulate<S> sign, int64_t count, S* out) {

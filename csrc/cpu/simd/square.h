@@ -75,6 +75,7 @@ void square_units(const ScoreMatrix& args, const Output& output, int64_t begin, 
     for (int64_t i = u.row; i < row_end; i += W)
       for (int64_t j = u.row == u.column ? i : u.column; j < column_end; j += W)
         square_tile<S, kScaled>(args, output, state, i, j, out, streaming);
+    if (streaming) finish_streaming();
   }
 }
 

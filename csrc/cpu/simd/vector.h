@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/inline.h"
 #include "gpm/types.h"
 
 #if defined(__AVX512F__)
@@ -22,8 +23,6 @@
 #else
 #define GPM_VECTOR_BYTES 16
 #endif
-
-#define GPM_INLINE inline __attribute__((always_inline))
 
 namespace gpm::cpu::GPM_SIMD_NAMESPACE {
 
@@ -256,6 +255,13 @@ GPM_INLINE void store_streaming(S* p, Vector<Accumulate<S>> v) {
   if constexpr (sizeof(S) == 8) return _mm256_stream_pd(p, (__m256d)v);
 #endif
   store(p, v);
+}
+
+// Streamed stores overtake all others: ends them before anybody is told that the results are there.
+GPM_INLINE void finish_streaming() {
+#if defined(__AVX2__)
+  _mm_sfence();
+#endif
 }
 
 // v as it reads back after being stored as S.
