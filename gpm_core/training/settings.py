@@ -15,12 +15,14 @@ class FitSettings:
     their own, where a general head then learns as much as a Bradley-Terry head and memorizes no
     more. (Those splits share pairs with any other split of the file, so that accuracy reported on
     it is slightly optimistic, for all heads alike.) The default penalty asks for plenty of pairs:
-    with a few hundred it holds back cycles too, and 0 to 0.1 fits better. Two things make one set of
-    them fit heads of any temperature, and both act on logits, s / tau, and not on weights: the
-    head's rate is multiplied by its tau (with tau = 0.1 a step of a weight moves logits ten times
-    as far), and the penalty is on W / tau. The penalty is part of the loss, and not decoupled as
-    AdamW's decay, since AdamW rescales the gradients that decay would have to hold back: blocks
-    that start near zero, and have almost no gradient, then grow as fast as the one that matters.
+    with a few hundred it holds back cycles too, and 0 to 0.1 fits better.
+
+    Two things make one set of settings fit heads of any temperature, and both act on logits,
+    s / tau, and not on weights: the head's rate is multiplied by its tau (with tau = 0.1 a step of
+    a weight moves logits ten times as far), and the penalty is on W / tau. The penalty is part of
+    the loss, and not decoupled as AdamW's decay, since AdamW rescales the gradients that decay
+    would have to hold back: blocks that start near zero, and have almost no gradient, then grow as
+    fast as the one that matters.
 
     Attributes:
         epochs: passes over the pairs.

@@ -7,10 +7,7 @@ using namespace test;
 namespace {
 
 // -log sigmoid(z).
-Real softplus(Real z) {
-  return z > 0 ? std::exp(-z) < 1e-8L ? std::exp(-z) : std::log1p(std::exp(-z))
-               : std::log1p(std::exp(z)) - z;
-}
+Real softplus(Real z) { return std::log1p(std::exp(-std::fabs(z))) + (z < 0 ? -z : 0); }
 
 struct Options {
   bool scale, margin, target, grad_loss, grad_probability;
