@@ -40,9 +40,10 @@ def load(name: str) -> ModuleType:
 
 
 def examples(module: ModuleType) -> list[doctest.DocTest]:
-    """Examples in a namespace as a reader's: torch, and what the module offers."""
+    """Examples in a namespace as a reader's: torch, and what the module and its package offer."""
     namespace: dict[str, Any] = {"torch": torch}
-    exec(f"from {module.__name__} import *", namespace)
+    for name in (module.__package__, module.__name__):
+        exec(f"from {name} import *", namespace)
     found = doctest.DocTestFinder().find(module, globs=namespace)
     return [test for test in found if test.examples]
 
@@ -181,7 +182,9 @@ def test_heads(value: Any) -> None:
 
 @pytest.mark.parametrize("value", MODULES)
 def test_loss_modules(value: Any) -> None:
-    assert "loss(" in section(value, "Example")
+    example = section(value, "Example")
+    assert f"{value.__name__}(" in example
+    assert ").loss" in example
     assert "(..." in (value.forward.__doc__ or "")
 
 

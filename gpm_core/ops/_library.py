@@ -33,6 +33,7 @@ _below_autograd = torch._C._AutoDispatchBelowAutograd
 # Exact types: a subclass, even of Parameter, may have a __torch_dispatch__ to go through.
 _PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None), bool, int, float, list})
 _decided_by: dict[str, int] = {}
+_names: dict[Any, str] = {}
 
 Save = Callable[[Any, tuple[Any, ...], Any], None]
 Backward = Callable[..., tuple[Tensor | None, ...]]
@@ -62,6 +63,7 @@ def define(
     qualified = f"{_NAMESPACE}::{name}"
     operation = getattr(getattr(torch.ops, _NAMESPACE), name).default
 
+    _names[operation] = name
     if decided_by:
         _decided_by[name] = decided_by
 
@@ -101,7 +103,7 @@ def differentiable(operation: Any, *, save: Save, backward: Backward) -> Callabl
         backward: ``backward(ctx, *grads)``, one gradient or ``None`` per input. It calls its
             backward operation through :func:`pull`.
     """
-    name = _name(operation)
+    name = _names[operation]
 
     class Recorded(Function):
         """Computes with the backend; autograd is above the dispatcher or not there at all."""
@@ -150,11 +152,6 @@ def differentiable(operation: Any, *, save: Save, backward: Backward) -> Callabl
     return call
 
 
-def _name(operation: Any) -> str:
-    name: str = operation._schema.name
-    return name.split("::")[1]
-
-
 def _is_plain(args: tuple[Any, ...]) -> bool:
     """Whether nothing but ordinary tensors is here, outside of any tracing or transform."""
     if torch.compiler.is_compiling() or _transforms_active() or forward_ad._current_level >= 0:
@@ -191,7 +188,7 @@ def _recall(
     ctx: Any, grads: tuple[Tensor | None, ...], backward: Backward
 ) -> tuple[Tensor | None, ...]:
     """Run the backward pass with the backend that was asked for around the forward pass."""
-    if all(grad is None for grad in grads):
+    if not any(grad is not None for grad in grads):
         return (None,) * len(ctx.needs_input_grad)
     if ctx.backend == backends.current():
         return backward(ctx, *grads)
@@ -201,9 +198,10 @@ def _recall(
 
 def pull(operation: Any, *args: Any) -> Any:
     """Call a backward operation; when its result will be differentiated again, the reference's."""
+    name = _names[operation]
     if torch.is_grad_enabled():
-        return getattr(reference, _name(operation))(*args)
-    return _compute(_name(operation), args) if _is_plain(args) else operation(*args)
+        return getattr(reference, name)(*args)
+    return _compute(name, args) if _is_plain(args) else operation(*args)
 
 
 def _vmap_rule(operation: Any, batched: Sequence[int] | None) -> Callable[..., Any]:

@@ -63,10 +63,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 def _pull(
     ctx: Any, grad_loss: Tensor | None, grad_probability: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    grads = pull(_backward, grad_loss, grad_probability, *tensors, ctx.tau)
-    kept = (None if t is None else grad for t, grad in zip(tensors, grads, strict=True))
-    return (*kept, None)
+    chosen, rejected, scale, margin, target = ctx.saved_tensors
+    grads = pull(
+        _backward, grad_loss, grad_probability, chosen, rejected, scale, margin, target, ctx.tau
+    )
+    return (
+        grads[0],
+        grads[1],
+        None if scale is None else grads[2],
+        None if margin is None else grads[3],
+        None if target is None else grads[4],
+        None,
+    )
 
 
 _call = differentiable(_forward, save=_save, backward=_pull)

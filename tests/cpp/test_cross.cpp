@@ -152,6 +152,34 @@ TEST(many_units) {
     }
 }
 
+TEST(exact_with_the_sets_exchanged) {
+  const int64_t rows = 37, columns = 70, width = 14;
+  for (const DType dtype : kDTypes) {
+    at_case("%s", name(dtype));
+    const Matrices a(dtype, 1, rows, width, Layout::dense, 1);
+    const Matrices b(dtype, 1, columns, width, Layout::dense, 2);
+    const RowsOf scale(dtype, 1, width / 2, Layout::dense, 3);
+    const auto run = [&](const Matrices& first, const Matrices& second, int64_t m, int64_t n,
+                         double tau) {
+      Output out(dtype, m * n);
+      const gpm::CrossScoreMatrix args{
+          dtype, 1, m, n, width, first.batch(), second.batch(), scale.rows(), out.data(), m * n, n};
+      tau == 0 ? gpm::cpu::cross_score_matrix(args, 1)
+               : gpm::cpu::cross_probability_matrix({args, tau}, 1);
+      return out;
+    };
+    for (const double tau : {0.0, 0.3, 3.0}) {
+      const Output ab = run(a, b, rows, columns, tau), ba = run(b, a, columns, rows, tau);
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = 0; j < columns; ++j) {
+          const Real sum = ab.peek(i * columns + j) + ba.peek(j * rows + i);
+          CHECK(rounded(dtype, sum) == (tau == 0 ? 0 : 1), "tau %g: (%ld, %ld) add up to %.20Lg",
+                tau, long(i), long(j), sum);
+        }
+    }
+  }
+}
+
 TEST(past_the_caches) {
   compare({DType::float32, 1, 1025, 4096, 2, Layout::dense, false, 0.1, false, 301});
   compare({DType::float64, 2, 513, 2048, 2, Layout::dense, false, 0, false, 301});

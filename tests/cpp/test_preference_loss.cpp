@@ -52,7 +52,7 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, const Opti
     return results;
   });
 
-  const Real ulps = kFunctionUlps * epsilon(full), tau = with.tau;
+  const Real ulps = kFunctionUlps * epsilon(full), least = 2 * smallest(full), tau = with.tau;
   for (int64_t r = 0; r < rows; ++r) {
     Expected s = score_of([&](auto c) { return a(r, c); }, [&](auto c) { return b(r, c); },
                           [&](auto l) { return scale(r, l); }, width);
@@ -64,9 +64,9 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, const Opti
     loss.error = std::fabs((1 - t) * p - t * q) * dz + curve * dz + ulps * loss.value;
     probability.add(p, curve + ulps * p);
     gradient.add(grad_loss(r) * ((1 - t) * p - t * q) / tau,
-                 std::fabs(grad_loss(r)) * (curve + ulps * ((1 - t) * p + t * q)) / tau);
+                 std::fabs(grad_loss(r)) * (curve + least + ulps * ((1 - t) * p + t * q)) / tau);
     gradient.add(grad_probability(r) * p * q / tau,
-                 std::fabs(grad_probability(r)) * (curve + ulps * p * q) / tau);
+                 std::fabs(grad_probability(r)) * (curve + least + ulps * p * q) / tau);
     of_target.add(-grad_loss(r) * z, std::fabs(grad_loss(r)) * dz);
     CHECK_CLOSE(full, out[0][r], loss);
     CHECK_CLOSE(full, out[1][r], probability);

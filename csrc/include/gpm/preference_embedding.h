@@ -31,8 +31,9 @@ struct PreferenceEmbeddingBackward {
   Rows weight;
   const void* projection;  // of the forward pass; null unless normalized
   void* grad_projection;   // (rows, width) workspace in the accumulation type
-  void* grad_hidden;  // (rows, length, size) or (rows, size), contiguous, zero where not read; null
-                      // if not wanted
+  // (rows, length, size) or (rows, size), contiguous, or null if not wanted. Only what was read
+  // gets a gradient: with positions, the caller clears the rest.
+  void* grad_hidden;
   void* grad_weight;  // (width, size), contiguous, or null
   void* grad_bias;    // (width) or null
 };
