@@ -19,13 +19,13 @@ $(BIN)/python:
 
 # The CPU build of PyTorch: as configured for pip (a mirror, PIP_FIND_LINKS), else from its own index.
 $(VENV)/torch: $(BIN)/python constraints.txt
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch || \
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch || \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch \
 		--extra-index-url https://download.pytorch.org/whl/cpu
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[train,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,test,dev]"
 	@touch $@
 
 demo: $(VENV)/installed

@@ -12,16 +12,13 @@ from torch import Tensor
 
 from gpm_core.backends.reference import accumulation_dtype
 
+_missing: str | None = None
 try:
-    from gpm_core import _C
+    import gpm_core._C as _C
+except ModuleNotFoundError:
+    _missing = "gpm_core._C was not built (GPM_CORE_BUILD=none, or no compiler at install time)"
 except ImportError as error:
-    _missing: str | None = (
-        "gpm_core._C was not built (GPM_CORE_BUILD=none, or no compiler at install time)"
-        if "_C" in str(error)
-        else f"gpm_core._C cannot be loaded: {error}"
-    )
-else:
-    _missing = None
+    _missing = f"gpm_core._C cannot be loaded: {error}"
 
 _CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 

@@ -14,8 +14,8 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from torch import Tensor
 
 from gpm_core import ops
-from gpm_core.demo.cycles import CRITERIA, PreferenceSet
 from gpm_core.data.files import atomic_file
+from gpm_core.demo.cycles import CRITERIA, PreferenceSet
 from gpm_core.demo.report import label
 
 #: Okabe and Ito's colours, which colour-blind readers can tell apart.

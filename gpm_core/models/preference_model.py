@@ -103,6 +103,7 @@ class PreferenceModel(nn.Module):
         ValueError: if the head's hidden size is not that of the features.
 
     Example:
+        >>> from gpm_core.heads import PreferenceHead
         >>> backbone = TextBackbone()
         >>> model = PreferenceModel(backbone, PreferenceHead(2 * backbone.hidden_size, dim=8))
         >>> model.rank("Name a prime.", ["Four.", "Seven."])[0].index in (0, 1)

@@ -143,14 +143,22 @@ def check_out(
         raise RuntimeError("out must not share memory with the inputs; pass a tensor of its own")
 
 
+def _autocast_enabled(first: Any) -> bool:
+    """Whether autocast is on for the device of an operation's first argument."""
+    if not isinstance(first, Tensor):
+        return False
+    device = first.device.type
+    # The meta device has no autocast, and asking whether it is on raises.
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 def float32_under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Inputs as autocast's float32 list treats them: half precision is widened, float64 stays.
 
     Outside of autocast they come back as they are. Scores are small differences of products and
     are divided by a small tau: what is rounded to half precision here is lost to the loss.
     """
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not _autocast_enabled(tensors[0]):
         return tensors
     return tuple(
         t.float() if isinstance(t, Tensor) and t.dtype in (torch.float16, torch.bfloat16) else t
@@ -160,10 +168,9 @@ def float32_under_autocast(*tensors: Any) -> tuple[Any, ...]:
 
 def lower_precision_under_autocast(*tensors: Any) -> tuple[Any, ...]:
     """Inputs as autocast's lower-precision list treats them, like those of a linear layer."""
-    first = tensors[0]
-    if not isinstance(first, Tensor) or not torch.is_autocast_enabled(first.device.type):
+    if not _autocast_enabled(tensors[0]):
         return tensors
-    dtype = torch.get_autocast_dtype(first.device.type)
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
     return tuple(
         t.to(dtype)
         if isinstance(t, Tensor) and t.is_floating_point() and t.dtype != torch.float64

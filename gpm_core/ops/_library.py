@@ -14,6 +14,7 @@ A call goes one of two ways, and both end in :func:`gpm_core.backends.resolve`:
 
 from __future__ import annotations
 
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -105,31 +106,22 @@ def differentiable(operation: Any, *, save: Save, backward: Backward) -> Callabl
     """
     name = _names[operation]
 
-    class Recorded(Function):
-        """Computes with the backend; autograd is above the dispatcher or not there at all."""
+    def backend_forward(ctx: Any, *args: Any) -> Any:
+        return _remember(ctx, args, _compute(name, args), save)
 
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            return _remember(ctx, args, _compute(name, args), save)
+    def dispatched_forward(ctx: Any, *args: Any) -> Any:
+        with _below_autograd():
+            output = operation(*args)
+        return _remember(ctx, args, output, save)
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return _recall(ctx, grads, backward)
-
-    class Dispatched(Recorded):
-        """Computes with the keys below autograd, where tracers and transforms take over."""
-
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> Any:
-            with _below_autograd():
-                output = operation(*args)
-            return _remember(ctx, args, output, save)
-
-    Recorded.__name__ = Dispatched.__name__ = f"{name}_"
+    # One computes with the backend, where autograd is above the dispatcher or not there at all; the
+    # other with the keys below autograd, where tracers and transforms take over.
+    recorded = _function(name, backend_forward, backward)
+    dispatched = _function(name, dispatched_forward, backward)
     # Function.apply refuses torch.func transforms without a setup_context. By the time the Autograd
     # key is reached, their interpreter has come down to the level that differentiates, so the
     # base's apply, which records the node at this level, is the right one.
-    record, dispatch = Recorded.apply, super(Function, Dispatched).apply
+    record, dispatch = recorded.apply, super(Function, dispatched).apply
 
     def autograd(*args: Any) -> Any:
         if forward_ad._current_level >= 0:
@@ -150,6 +142,16 @@ def differentiable(operation: Any, *, save: Save, backward: Backward) -> Callabl
         return record(*args) if _needs_gradient(args) else _compute(name, args)
 
     return call
+
+
+def _function(name: str, forward: Callable[..., Any], backward: Backward) -> Any:
+    """An ``autograd.Function`` whose nodes carry the operation's name."""
+
+    def recall(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _recall(ctx, grads, backward)
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(recall)}
+    return types.new_class(name, (Function,), exec_body=lambda body: body.update(members))
 
 
 def _is_plain(args: tuple[Any, ...]) -> bool:

@@ -89,6 +89,8 @@ def _per_pair(name: str, value: Any, chosen: Tensor) -> Tensor | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not math.isfinite(value):
             raise ValueError(f"{name} must be finite; got {value}")
+        if name == "target" and not 0 <= value <= 1:
+            raise ValueError(f"target is a probability and must be in [0, 1]; got {value}")
         return chosen.new_full(batch, value, dtype=wide)
     _checks.check_tensor(name, value, least_dims=0, form="of one number per pair")
     if value.shape != batch and value.dim() != 0:

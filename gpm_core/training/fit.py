@@ -77,6 +77,7 @@ def fit_head(
         FloatingPointError: if the loss is not finite.
 
     Example:
+        >>> from gpm_core.heads import PreferenceHead
         >>> features = torch.randn(100, 16)
         >>> head = PreferenceHead(16, dim=4)
         >>> history = fit_head(head, features, torch.arange(50), torch.arange(50, 100))

@@ -102,6 +102,11 @@ def test_margin_and_target(argument: str) -> None:
         ops.preference_loss(V, V, **{argument: torch.zeros(3, device="meta")})
 
 
+def test_target_is_a_probability() -> None:
+    with pytest.raises(ValueError, match=r"target is a probability .*got 1\.5"):
+        ops.preference_loss(V, V, target=1.5)
+
+
 def test_losses_need_equal_shapes() -> None:
     with pytest.raises(ValueError, match=r"same shape \(\.\.\., d\); got \(3, 4\) and \(1, 4\)"):
         ops.preference_loss(V, V[:1])

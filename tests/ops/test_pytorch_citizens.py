@@ -251,6 +251,11 @@ def test_autocast_gradients_reach_float32_parameters() -> None:
     assert weight.grad.abs().sum() > 0
 
 
+def test_graph_nodes_carry_the_name_of_the_operation() -> None:
+    v = testing.make_tensor(3, 4).requires_grad_()
+    assert ops.score_matrix(v).grad_fn.name() == "score_matrixBackward"
+
+
 def test_inference_and_no_grad_record_nothing() -> None:
     v = testing.make_tensor(3, 4).requires_grad_()
     with torch.no_grad():
