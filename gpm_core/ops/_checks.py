@@ -102,18 +102,25 @@ def expand_scale(
         ) from None
 
 
-def check_positive(name: str, value: Any, hint: str) -> Any:
-    """A finite float above zero (a symbolic one under a dynamic ``torch.compile``)."""
+def check_positive(name: str, value: Any, like: Tensor, hint: str) -> Any:
+    """A finite float above zero (a symbolic one under a dynamic ``torch.compile``).
+
+    It must be above zero in the dtype that ``like`` is computed in, too.
+    """
     if isinstance(value, bool) or not isinstance(value, (int, float, torch.SymFloat)):
         raise TypeError(f"{name} must be a float; got {type(value).__name__}. {hint}")
     if not 0 < value < math.inf:
         raise ValueError(f"{name} must be finite and above zero; got {value}. {hint}")
+    if value < (2.0**-1022 if like.dtype == torch.float64 else 2.0**-126):
+        raise ValueError(f"{name} must be a normal number in {like.dtype}; got {value}. {hint}")
     return value
 
 
-def check_tau(tau: Any) -> Any:
+def check_tau(tau: Any, like: Tensor) -> Any:
     """The temperature of sigmoid(s / tau)."""
-    return check_positive("tau", tau, "tau divides the score; 0.1 is usual for unit embeddings")
+    return check_positive(
+        "tau", tau, like, "tau divides the score; 0.1 is usual for unit embeddings"
+    )
 
 
 def check_out(

@@ -75,7 +75,7 @@ def cross_probability_matrix(
         tensor([[0.7311, 0.5000]])
     """
     a, b, scale = check_cross(a, b, scale)
-    tau = _checks.check_tau(tau)
+    tau = _checks.check_tau(tau, a)
     if out is not None:
         _checks.check_out(out, cross_shape(a, b), "a", a, (a, b, scale))
         _into(a, b, scale, tau, out)

@@ -59,6 +59,6 @@ def normalize(x: Tensor, *, eps: float = 1e-12) -> Tensor:
     _checks.check_tensor("x", x, least_dims=1, form="of shape (..., d)")
     if x.shape[-1] == 0:
         raise ValueError(f"x must have a last dimension d >= 1; got shape {_checks.shape_of(x)}")
-    eps = _checks.check_positive("eps", eps, "It bounds the norm from below")
+    eps = _checks.check_positive("eps", eps, x, "It bounds the norm from below")
     result: Tensor = _call(x, eps)
     return result

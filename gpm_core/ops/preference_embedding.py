@@ -158,7 +158,7 @@ def preference_embedding(
                 f"bias must be of shape ({weight.shape[0]},); got {_checks.shape_of(bias)}"
             )
         _checks.check_same("bias", bias, "hidden", hidden)
-    eps = _checks.check_positive("eps", eps, "It bounds the norm from below")
+    eps = _checks.check_positive("eps", eps, hidden, "It bounds the norm from below")
     if positions is not None:
         _check_positions(positions, hidden)
         positions = positions.long()

@@ -155,7 +155,7 @@ def preference_loss(
             "chosen and rejected must have the same shape (..., d); got "
             f"{_checks.shape_of(chosen)} and {_checks.shape_of(rejected)}"
         )
-    tau = _checks.check_tau(tau)
+    tau = _checks.check_tau(tau, chosen)
     scale = _checks.expand_scale(scale, "chosen", chosen, chosen.shape[:-1])
     margin = _per_pair("margin", margin, chosen)
     target = _per_pair("target", target, chosen)

@@ -70,7 +70,7 @@ def probability_matrix(
                 [0.2689, 0.5000]])
     """
     v, scale = check_square(v, scale)
-    tau = _checks.check_tau(tau)
+    tau = _checks.check_tau(tau, v)
     if out is not None:
         _checks.check_out(out, square_shape(v), "v", v, (v, scale))
         _into(v, scale, tau, out)

@@ -83,6 +83,16 @@ def test_tau_out_of_range(function, tau: float) -> None:
         function(*args, tau=tau)
 
 
+def test_numbers_that_vanish_in_float32() -> None:
+    with pytest.raises(
+        ValueError, match=r"tau must be a normal number in torch\.float32; got 1e-40"
+    ):
+        ops.probability_matrix(V, tau=1e-40)
+    with pytest.raises(ValueError, match=r"eps must be a normal number in torch\.bfloat16"):
+        ops.normalize(V.bfloat16(), eps=1e-40)
+    assert ops.probability_matrix(V.double(), tau=1e-40).isfinite().all()
+
+
 def test_tau_of_the_wrong_type() -> None:
     with pytest.raises(TypeError, match="tau must be a float; got str"):
         ops.probability_matrix(V, tau="0.1")
