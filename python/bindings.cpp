@@ -289,6 +289,10 @@ void define_matrices(py::module_& m) {
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Compiled kernels of gpm_core; use gpm_core.ops.";
   m.def("build_info", &build_info, "Version, compiler, OpenMP, SIMD level in use, CUDA.");
+  m.def(
+      "advise_huge_pages",
+      [](Address address, Size bytes) { gpm::cpu::advise_huge_pages(out(address), bytes); },
+      "Ask for large pages behind memory that nobody has written to.");
   define_rows(m);
   define_preference_loss(m);
   define_preference_embedding(m);

@@ -39,8 +39,8 @@ class Scratch {
   std::unique_ptr<char, Free> data_;
 };
 
-// Fewer operations than this are not worth waking another thread for (about 5 us).
-constexpr double kGrain = 2e4;
+// Fewer operations than this (about 8 us) are not worth waking another thread for.
+constexpr double kGrain = 4e4;
 
 inline int useful_threads(int threads, int64_t units, double operations_per_unit) {
 #if defined(_OPENMP)

@@ -32,7 +32,7 @@ void preference_embedding(const PreferenceEmbedding& args, int threads) {
   check_positions(args.positions, args.rows, args.length);
   // Room for 4 rows twice, in doubles.
   parallel_for(preference_embedding_kernel(), args, args.rows,
-               30.0 + 0.5 * static_cast<double>(args.size * args.width), threads,
+               30.0 + 0.15 * static_cast<double>(args.size * args.width), threads,
                2 * 4 * args.width * 8);
 }
 
@@ -52,11 +52,11 @@ void preference_embedding_backward(const PreferenceEmbeddingBackward& args, int 
   }
   if (args.grad_hidden)
     parallel_for(preference_embedding_rows_kernel(), args, args.rows,
-                 0.5 * static_cast<double>(args.size * args.width), threads);
+                 0.15 * static_cast<double>(args.size * args.width), threads);
   if (args.grad_weight) {
     const int64_t lanes = vector_bytes() / (args.dtype == DType::float64 ? 8 : 4);
     parallel_for(preference_embedding_columns_kernel(), args, (args.size + lanes - 1) / lanes,
-                 0.5 * static_cast<double>(args.rows * args.width * lanes), threads);
+                 0.15 * static_cast<double>(args.rows * args.width * lanes), threads);
   }
   if (args.grad_bias) preference_embedding_bias_kernel()(args, 0, 1, nullptr);
 }

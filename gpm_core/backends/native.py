@@ -76,13 +76,9 @@ def _scale_rows(scale: Tensor | None) -> Tensor | None:
     return None if scale is None else _rows(scale, scale.shape[-1])
 
 
-def _empty_like_scale(scale: Tensor | None, like: Tensor) -> Tensor:
-    return like.new_empty(0) if scale is None else _empty_like(scale)
-
-
-def _pointer(x: Tensor) -> int:
-    """Address of a result, 0 where it is an empty stand-in for an absent one."""
-    return x.data_ptr() if x.numel() else 0
+def _pointer(x: Tensor | None) -> int:
+    """Address of a result, 0 where there is none."""
+    return 0 if x is None or not x.numel() else x.data_ptr()
 
 
 # -- rows --------------------------------------------------------------------------------------
@@ -143,9 +139,9 @@ def score(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
 
 def score_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     grad_a, grad_b = _empty_like(a), _empty_like(b)
-    grad_scale = _empty_like_scale(scale, a)
+    grad_scale = None if scale is None else _empty_like(scale)
     if grad.numel():
         width = a.shape[-1]
         first, second, scales = _rows(a, width), _rows(b, width), _scale_rows(scale)
@@ -211,13 +207,13 @@ def preference_loss_backward(
     margin: Tensor | None,
     target: Tensor | None,
     tau: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     wide = accumulation_dtype(chosen.dtype)
     batch = chosen.shape[:-1]
     grad_chosen, grad_rejected = _empty_like(chosen), _empty_like(rejected)
-    grad_scale = _empty_like_scale(scale, chosen)
-    grad_margin = chosen.new_empty(0 if margin is None else batch, dtype=wide)
-    grad_target = chosen.new_empty(0 if target is None else batch, dtype=wide)
+    grad_scale = None if scale is None else _empty_like(scale)
+    grad_margin = None if margin is None else chosen.new_empty(batch, dtype=wide)
+    grad_target = None if target is None else chosen.new_empty(batch, dtype=wide)
     if grad_chosen.numel():
         width = chosen.shape[-1]
         first, second, scales = _rows(chosen, width), _rows(rejected, width), _scale_rows(scale)
@@ -306,14 +302,14 @@ def preference_embedding_backward(
     normalized: bool,
     eps: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     width, size = weight.shape
     # Only the rows that were read get a gradient, so all others must be zero already.
     make_hidden = hidden.new_empty if positions is None else hidden.new_zeros
-    grad_hidden = make_hidden(hidden.shape) if output_mask[0] else hidden.new_empty(0)
+    grad_hidden = make_hidden(hidden.shape) if output_mask[0] else None
     # Zero, since an empty batch leaves them so.
-    grad_weight = hidden.new_zeros(weight.shape if output_mask[1] else 0)
-    grad_bias = hidden.new_zeros(width if output_mask[2] else 0)
+    grad_weight = hidden.new_zeros(weight.shape) if output_mask[1] else None
+    grad_bias = hidden.new_zeros(width) if output_mask[2] else None
     if grad.numel():
         rows = _hidden_rows(hidden, positions)
         index = None if positions is None else positions.reshape(-1).contiguous()
@@ -357,6 +353,19 @@ def _writable(out: Tensor) -> Tensor:
     return view if shape[-1] == 1 or view.stride(2) == 1 else out.new_empty(shape)
 
 
+# A fresh result of this size is asked for in huge pages: it is written in tiles, and a page of
+# 4 KiB, which the system clears at the first tile, would be out of the caches by the next.
+_HUGE = 16 * 2**20
+
+
+def _new_matrix(like: Tensor, rows: int, columns: int) -> Tensor:
+    """An empty result (..., rows, columns)."""
+    out = like.new_empty(*like.shape[:-2], rows, columns)
+    if out.nbytes >= _HUGE:
+        _C.advise_huge_pages(out.data_ptr(), out.nbytes)
+    return out
+
+
 def _deliver(result: Tensor, out: Tensor) -> None:
     if result.data_ptr() != out.data_ptr():
         out.copy_(result.view(out.shape))
@@ -380,11 +389,11 @@ def _square(name: str, v: Tensor, scale: Tensor | None, out: Tensor, *tau: float
 
 def _square_backward(
     name: str, grad: Tensor, v: Tensor, scale: Tensor | None, *tau: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     grad_v = _empty_like(v)
     if grad.numel() == 0:
-        return grad_v, v.new_zeros(0 if scale is None else scale.shape)
-    grad_scale = _empty_like_scale(scale, v)
+        return grad_v, None if scale is None else scale.new_zeros(scale.shape)
+    grad_scale = None if scale is None else _empty_like(scale)
     batch, scales, grads = _batch(v), _scale_rows(scale), _batch(grad)
     getattr(_C, name)(
         _CODES[v.dtype],
@@ -401,7 +410,7 @@ def _square_backward(
 
 
 def score_matrix(v: Tensor, scale: Tensor | None) -> Tensor:
-    out = v.new_empty(*v.shape[:-1], v.shape[-2])
+    out = _new_matrix(v, v.shape[-2], v.shape[-2])
     _square("score_matrix", v, scale, out)
     return out
 
@@ -410,12 +419,14 @@ def score_matrix_out(v: Tensor, scale: Tensor | None, out: Tensor) -> None:
     _square("score_matrix", v, scale, out)
 
 
-def score_matrix_backward(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def score_matrix_backward(
+    grad: Tensor, v: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     return _square_backward("score_matrix_backward", grad, v, scale)
 
 
 def probability_matrix(v: Tensor, scale: Tensor | None, tau: float) -> Tensor:
-    out = v.new_empty(*v.shape[:-1], v.shape[-2])
+    out = _new_matrix(v, v.shape[-2], v.shape[-2])
     _square("probability_matrix", v, scale, out, tau)
     return out
 
@@ -426,7 +437,7 @@ def probability_matrix_out(v: Tensor, scale: Tensor | None, tau: float, out: Ten
 
 def probability_matrix_backward(
     grad: Tensor, v: Tensor, scale: Tensor | None, tau: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     return _square_backward("probability_matrix_backward", grad, v, scale, tau)
 
 
@@ -450,13 +461,13 @@ def _cross(name: str, a: Tensor, b: Tensor, scale: Tensor | None, out: Tensor, *
 
 def _cross_backward(
     name: str, grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, *tau: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     if grad.numel() == 0:
         # One of the sets is empty; what the other one's gradient sums over is too.
-        no_scale = a.new_zeros(0 if scale is None else scale.shape)
+        no_scale = None if scale is None else scale.new_zeros(scale.shape)
         return a.new_zeros(a.shape), b.new_zeros(b.shape), no_scale
     grad_a, grad_b = _empty_like(a), _empty_like(b)
-    grad_scale = _empty_like_scale(scale, a)
+    grad_scale = None if scale is None else _empty_like(scale)
     first, second, scales, grads = _batch(a), _batch(b), _scale_rows(scale), _batch(grad)
     getattr(_C, name)(
         _CODES[a.dtype],
@@ -475,12 +486,8 @@ def _cross_backward(
     return grad_a, grad_b, grad_scale
 
 
-def _cross_empty(a: Tensor, b: Tensor) -> Tensor:
-    return a.new_empty(*a.shape[:-1], b.shape[-2])
-
-
 def cross_score_matrix(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
-    out = _cross_empty(a, b)
+    out = _new_matrix(a, a.shape[-2], b.shape[-2])
     _cross("cross_score_matrix", a, b, scale, out)
     return out
 
@@ -491,12 +498,12 @@ def cross_score_matrix_out(a: Tensor, b: Tensor, scale: Tensor | None, out: Tens
 
 def cross_score_matrix_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     return _cross_backward("cross_score_matrix_backward", grad, a, b, scale)
 
 
 def cross_probability_matrix(a: Tensor, b: Tensor, scale: Tensor | None, tau: float) -> Tensor:
-    out = _cross_empty(a, b)
+    out = _new_matrix(a, a.shape[-2], b.shape[-2])
     _cross("cross_probability_matrix", a, b, scale, out, tau)
     return out
 
@@ -509,5 +516,5 @@ def cross_probability_matrix_out(
 
 def cross_probability_matrix_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tau: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     return _cross_backward("cross_probability_matrix_backward", grad, a, b, scale, tau)

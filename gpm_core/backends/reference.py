@@ -2,7 +2,7 @@
 
 Every function computes in float32 at least (float64 for float64) and can be differentiated by
 PyTorch, so that higher derivatives of the fused kernels come from here. Signatures are those of the
-schemas in :mod:`gpm_core.ops`; a tensor that a schema leaves out on some path is an empty one.
+schemas in :mod:`gpm_core.ops`; a gradient that is absent, or not asked for, is None.
 """
 
 from __future__ import annotations
@@ -35,10 +35,6 @@ def _interleave(x: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
 def _rows(scale: Tensor | None) -> Tensor | float:
     """A scale (..., k) as a factor of (..., K, k)."""
     return 1.0 if scale is None else scale.unsqueeze(-2).to(accumulation_dtype(scale.dtype))
-
-
-def _empty(like: Tensor) -> Tensor:
-    return like.new_empty(0)
 
 
 # -- normalize ---------------------------------------------------------------------------------
@@ -118,7 +114,7 @@ def preference_embedding(
         _check_positions(positions, hidden.shape[-2])
     projection = _project(hidden, weight, positions, bias)
     if not normalized:
-        return projection.to(hidden.dtype, copy=True), _empty(projection)
+        return projection.to(hidden.dtype, copy=True), projection.new_empty(0)
     return normalize(projection, eps).to(hidden.dtype, copy=True), projection
 
 
@@ -132,7 +128,7 @@ def preference_embedding_backward(
     normalized: bool,
     eps: float,
     output_mask: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of hidden (..., T, H) or (..., H), weight (d, H) and bias (d,).
 
     The forward pass's projection saves a kernel the work; here it is computed again, since the
@@ -142,7 +138,7 @@ def preference_embedding_backward(
     grad = grad.to(wide)
     if normalized:
         grad = normalize_backward(grad, _project(hidden, weight, positions, bias), eps)
-    grad_hidden, grad_weight, grad_bias = _empty(weight), _empty(weight), _empty(weight)
+    grad_hidden, grad_weight, grad_bias = None, None, None
     if output_mask[0]:
         grad_hidden = (grad @ weight.to(wide)).to(weight.dtype)
         if positions is not None:
@@ -176,12 +172,12 @@ def score(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
 
 def score_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a, b (..., d) and of the scale (..., k)."""
     (xa, ya), (xb, yb) = _blocks(a), _blocks(b)
     grad = grad.to(xa.dtype).unsqueeze(-1)
     if scale is None:
-        weighted, grad_scale = grad, _empty(a)
+        weighted, grad_scale = grad, None
     else:
         weighted = grad * scale.to(xa.dtype)
         grad_scale = (grad * (xa * yb - ya * xb)).to(scale.dtype)
@@ -227,12 +223,12 @@ def preference_loss_backward(
     margin: Tensor | None,
     target: Tensor | None,
     tau: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of chosen, rejected (..., d), scale (..., k), margin (...) and target (...)."""
     z = _logit(chosen, rejected, scale, margin, tau)
     p, q = torch.sigmoid(z), torch.sigmoid(-z)
     grad_logit = torch.zeros_like(z)
-    grad_target = _empty(z)
+    grad_target = None
     if target is not None:
         grad_target = torch.zeros_like(z) if grad_loss is None else -grad_loss * z
     if grad_loss is not None:
@@ -242,7 +238,7 @@ def preference_loss_backward(
         grad_logit = grad_logit + grad_probability * p * q
     grad_score = grad_logit / tau
     grads = score_backward(grad_score, chosen, rejected, scale)
-    return (*grads, _empty(z) if margin is None else -grad_score, grad_target)
+    return (*grads, None if margin is None else -grad_score, grad_target)
 
 
 # -- matrices ----------------------------------------------------------------------------------
@@ -283,13 +279,13 @@ def _slope(s: Tensor, tau: float) -> Tensor:
     return torch.sigmoid(s / tau) * torch.sigmoid(-s / tau) / tau
 
 
-def _skew_gradients(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def _skew_gradients(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Gradients of v and scale from those of the scores (..., K, K)."""
     x, y = _blocks(v)
     skew = grad - grad.transpose(-1, -2)
     pulled = skew @ y
     grad_v = _interleave(pulled * _rows(scale), -(skew @ x) * _rows(scale), v.dtype)
-    grad_scale = _empty(v) if scale is None else (x * pulled).sum(dim=-2).to(scale.dtype)
+    grad_scale = None if scale is None else (x * pulled).sum(dim=-2).to(scale.dtype)
     return grad_v, grad_scale
 
 
@@ -298,7 +294,9 @@ def score_matrix(v: Tensor, scale: Tensor | None) -> Tensor:
     return _wide_cross(v, v, scale).to(v.dtype)
 
 
-def score_matrix_backward(grad: Tensor, v: Tensor, scale: Tensor | None) -> tuple[Tensor, Tensor]:
+def score_matrix_backward(
+    grad: Tensor, v: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of v (..., K, d) and of the scale (..., k)."""
     return _skew_gradients(grad.to(accumulation_dtype(v.dtype)), v, scale)
 
@@ -310,7 +308,7 @@ def probability_matrix(v: Tensor, scale: Tensor | None, tau: float) -> Tensor:
 
 def probability_matrix_backward(
     grad: Tensor, v: Tensor, scale: Tensor | None, tau: float
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of v (..., K, d) and of the scale (..., k)."""
     s = _wide_cross(v, v, scale)
     return _skew_gradients(grad.to(s.dtype) * _slope(s, tau), v, scale)
@@ -318,7 +316,7 @@ def probability_matrix_backward(
 
 def _cross_gradients(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a, b and scale from those of the scores (..., M, N)."""
     (xa, ya), (xb, yb) = _blocks(a), _blocks(b)
     pulled_x, pulled_y = grad @ yb, grad @ xb
@@ -327,7 +325,7 @@ def _cross_gradients(
     grad_a = _interleave(pulled_x * rows, -pulled_y * rows, a.dtype)
     grad_b = _interleave(-(transposed @ ya) * rows, (transposed @ xa) * rows, b.dtype)
     if scale is None:
-        return grad_a, grad_b, _empty(a)
+        return grad_a, grad_b, None
     grad_scale = (xa * pulled_x - ya * pulled_y).sum(dim=-2).to(scale.dtype)
     return grad_a, grad_b, grad_scale
 
@@ -339,7 +337,7 @@ def cross_score_matrix(a: Tensor, b: Tensor, scale: Tensor | None) -> Tensor:
 
 def cross_score_matrix_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a (..., M, d), b (..., N, d) and the scale (..., k)."""
     return _cross_gradients(grad.to(accumulation_dtype(a.dtype)), a, b, scale)
 
@@ -351,7 +349,7 @@ def cross_probability_matrix(a: Tensor, b: Tensor, scale: Tensor | None, tau: fl
 
 def cross_probability_matrix_backward(
     grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, tau: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Gradients of a (..., M, d), b (..., N, d) and the scale (..., k)."""
     s = _wide_cross(a, b, scale)
     return _cross_gradients(grad.to(s.dtype) * _slope(s, tau), a, b, scale)

@@ -154,6 +154,8 @@ def _autocast_enabled(first: Any) -> bool:
     """Whether autocast is on for the device of an operation's first argument."""
     if not isinstance(first, Tensor):
         return False
+    if first.is_cpu:
+        return torch.is_autocast_enabled("cpu")
     device = first.device.type
     # The meta device has no autocast, and asking whether it is on raises.
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)

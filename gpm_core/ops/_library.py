@@ -69,7 +69,12 @@ def define(
         _decided_by[name] = decided_by
 
     def kernel(*args: Any) -> Any:
-        return _compute(name, args)
+        output = _compute(name, args)
+        if isinstance(output, tuple):
+            # A schema cannot leave a result out, so an absent one is an empty tensor there.
+            like = args[decided_by]
+            return tuple(like.new_empty(0) if part is None else part for part in output)
+        return output
 
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
@@ -176,7 +181,8 @@ def _needs_gradient(args: tuple[Any, ...]) -> bool:
 
 def _compute(name: str, args: tuple[Any, ...]) -> Any:
     tensor = args[_decided_by.get(name, 0)]
-    return backends.resolve(name, tensor.device.type, tensor.dtype)(*args)
+    device_type = "cpu" if tensor.is_cpu else tensor.device.type
+    return backends.resolve(name, device_type, tensor.dtype)(*args)
 
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: Any, save: Save) -> Any:

@@ -22,10 +22,9 @@ def _fake(
 ) -> tuple[Tensor, Tensor]:
     batch = hidden.shape[:-1] if positions is None else positions.shape
     shape = (*batch, weight.shape[0])
-    projection = hidden.new_empty(
-        shape if normalized else 0, dtype=accumulation_dtype(hidden.dtype)
-    )
-    return hidden.new_empty(shape), projection
+    if not normalized:
+        return hidden.new_empty(shape), hidden.new_empty(0)
+    return hidden.new_empty(shape), hidden.new_empty(shape, dtype=accumulation_dtype(hidden.dtype))
 
 
 _forward = define(

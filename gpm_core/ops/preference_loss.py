@@ -41,8 +41,8 @@ def _fake_backward(
         chosen.new_empty(chosen.shape),
         rejected.new_empty(rejected.shape),
         chosen.new_empty(0 if scale is None else scale.shape),
-        chosen.new_empty(0 if margin is None else batch, dtype=wide),
-        chosen.new_empty(0 if target is None else batch, dtype=wide),
+        chosen.new_empty(0) if margin is None else chosen.new_empty(batch, dtype=wide),
+        chosen.new_empty(0) if target is None else chosen.new_empty(batch, dtype=wide),
     )
 
 
