@@ -46,6 +46,20 @@ GPM_INLINE Vector<T> round_to_integer(Vector<T> x) {
 #endif
 }
 
+// The larger of x and `least`; NaN stays NaN.
+template <class T>
+GPM_INLINE Vector<T> at_least(Vector<T> x, T least) {
+#if defined(__AVX512F__)
+  // The instruction gives its second operand where one is NaN.
+  if constexpr (sizeof(T) == 4)
+    return (Vector<T>)_mm512_max_ps((__m512)broadcast(least), (__m512)x);
+  else
+    return (Vector<T>)_mm512_max_pd((__m512d)broadcast(least), (__m512d)x);
+#else
+  return x < least ? broadcast(least) : x;
+#endif
+}
+
 // sum = sum * r + 1 / i! for i from First down to 0: Horner's scheme of the exponential series, R
 // sums side by side so that one does not wait for the latency of the other.
 template <class T, int I, int R>
@@ -81,7 +95,7 @@ GPM_INLINE void exp_nonpositive(Vector<T> (&x)[R]) {
   Vector<T> n[R], r[R];
 #pragma GCC unroll 8
   for (int q = 0; q < R; ++q) {
-    x[q] = x[q] < C::kLowest ? broadcast(C::kLowest) : x[q];
+    x[q] = at_least<T>(x[q], C::kLowest);
     n[q] = round_to_integer<T>(x[q] * T(1.4426950408889634074));
     r[q] = multiply_add(n[q], broadcast(-C::kLn2High), x[q]);
     r[q] = multiply_add(n[q], broadcast(-C::kLn2Low), r[q]);
@@ -95,7 +109,7 @@ GPM_INLINE void exp_nonpositive(Vector<T> (&x)[R]) {
 template <class T, int R>
 GPM_INLINE void small_sigmoid(Vector<T> (&x)[R]) {
 #pragma GCC unroll 8
-  for (int q = 0; q < R; ++q) x[q] = -absolute<T>(x[q]);
+  for (int q = 0; q < R; ++q) x[q] = negative_absolute<T>(x[q]);
   exp_nonpositive<T>(x);
 #pragma GCC unroll 8
   for (int q = 0; q < R; ++q) x[q] = x[q] / (x[q] + T(1));

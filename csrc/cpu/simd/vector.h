@@ -111,6 +111,14 @@ GPM_INLINE Vector<T> absolute(Vector<T> x) {
   return bit_cast<Vector<T>>(bit_cast<Mask<T>>(x) & ~kSign);
 }
 
+// -|x|
+template <class T>
+GPM_INLINE Vector<T> negative_absolute(Vector<T> x) {
+  using Int = typename Traits<T>::Int;
+  constexpr Int kSign = Int(1) << (8 * sizeof(T) - 1);
+  return bit_cast<Vector<T>>(bit_cast<Mask<T>>(x) | kSign);
+}
+
 // -- scalars in storage ---------------------------------------------------------------------------
 
 GPM_INLINE float widen(float x) { return x; }
