@@ -174,7 +174,7 @@ def _is_plain(args: tuple[Any, ...]) -> bool:
 def _needs_gradient(args: tuple[Any, ...]) -> bool:
     if torch.is_grad_enabled():
         for arg in args:
-            if isinstance(arg, Tensor) and arg.requires_grad:
+            if getattr(arg, "requires_grad", False):
                 return True
     return False
 
@@ -196,7 +196,7 @@ def _recall(
     ctx: Any, grads: tuple[Tensor | None, ...], backward: Backward
 ) -> tuple[Tensor | None, ...]:
     """Run the backward pass with the backend that was asked for around the forward pass."""
-    if not any(grad is not None for grad in grads):
+    if grads[0] is None and all(grad is None for grad in grads):
         return (None,) * len(ctx.needs_input_grad)
     if ctx.backend == backends.current():
         return backward(ctx, *grads)
