@@ -1,6 +1,6 @@
 // The Python module gpm_core._C: pointers, sizes and strides in, nothing out but numbers in memory.
 //
-// No tensor is allocated and nothing is checked here; gpm_core/backends/native.py does both. The
+// No tensor is allocated and nothing is checked here; gpm_core/backends/native does both. The
 // interpreter is free while kernels run.
 #include <pybind11/pybind11.h>
 

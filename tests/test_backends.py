@@ -145,7 +145,7 @@ def test_the_named_backend_computes(name: str, other: str) -> None:
     with gpm_core.backend(name):
         assert backends.chosen("score", "cpu", torch.float32) == name
         function = backends.resolve("score", "cpu", torch.float32)
-    assert function.__module__ == f"gpm_core.backends.{name}"
+    assert function.__module__.startswith(f"gpm_core.backends.{name}")
     with gpm_core.backend(other):
         assert backends.resolve("score", "cpu", torch.float32) is not function
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -51,9 +52,12 @@ def run(
     return result.returncode, result.stdout
 
 
-def needs(*modules: str) -> None:
-    for name in modules:
-        if importlib.util.find_spec(name) is None:
+def needs(*packages: str) -> None:
+    for name in packages:
+        try:
+            # Not find_spec: looking for setuptools' modules replaces distutils in this process.
+            importlib.metadata.distribution(name)
+        except importlib.metadata.PackageNotFoundError:
             pytest.skip(f"needs {name} in this environment: builds here are not isolated")
 
 

@@ -75,9 +75,10 @@ def why_not(name: str, op: str, device: torch.device | str, dtype: torch.dtype) 
     """
     _check_name(name)
     module = _load(name)
-    if not hasattr(module, op):
+    reason = module.why_not(op, torch.device(device).type, dtype)
+    if reason is None and not hasattr(module, op):
         return f"has no implementation of {op!r}"
-    return module.why_not(op, torch.device(device).type, dtype)
+    return reason
 
 
 def resolve(op: str, device_type: str, dtype: torch.dtype) -> Callable[..., Any]:
