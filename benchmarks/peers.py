@@ -18,7 +18,7 @@ def rotate(v: Tensor) -> Tensor:
 
 
 def eager_probability_matrix(v: Tensor, tau: float = 0.1) -> Tensor:
-    """One matrix product: S = -(R v) v^T, since s(i > j) = <R v_i, v_j> with the published sign."""
+    """One matrix product: S = (R v) v^T, since s(i > j) = <R v_i, v_j>."""
     return torch.sigmoid((rotate(v) @ v.mT) / tau)
 
 

@@ -118,7 +118,7 @@ def sppo_loss(
     centered: bool = False,
     reduction: Reduction = "mean",
 ) -> ObjectiveOutput:
-    """Self-Play Preference Optimization (arXiv 2405.00675, equation 4.4).
+    """Self-Play Preference Optimization (arXiv 2405.00675, section 4).
 
     ``loss = mean_i (log pi(y_i|x) - log pi_t(y_i|x) - eta (P_hat_i - 1/2))^2``.
 

@@ -39,7 +39,7 @@ class Scratch {
   std::unique_ptr<char, Free> data_;
 };
 
-// Fewer operations than this (about 8 us) are not worth waking another thread for.
+// Fewer operations than this, some microseconds, are not worth waking another thread for.
 constexpr double kGrain = 4e4;
 
 inline int useful_threads(int threads, int64_t units, double operations_per_unit) {

@@ -197,6 +197,31 @@ def test_operations_agree_to_the_last_bit(
         assert torch.equal(ops.probability_matrix(v)[0], ops.probability_matrix(v[0]))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
+def test_large_results_agree_with_their_parts(
+    dtype: torch.dtype, offset: int, chosen_backend: str
+) -> None:
+    """From 16 MiB on results go past the caches if aligned; a part is small and does not."""
+    if chosen_backend == "reference":
+        pytest.skip("plain PyTorch has one way to write")
+    size = 2048
+    v, w = (
+        testing.make_tensor(size, 4, dtype=dtype),
+        testing.make_tensor(size, 4, dtype=dtype, seed=1),
+    )
+    out = torch.full((size * size + offset,), torch.nan, dtype=dtype)[offset:].view(size, size)
+    square = (ops.score_matrix, ops.cross_score_matrix)
+    probable = (ops.probability_matrix, ops.cross_probability_matrix)
+    for matrix, crossed in (square, probable):
+        parts = torch.cat([crossed(rows, v) for rows in v.split(256)])
+        assert torch.equal(matrix(v, out=out), parts)
+        assert torch.equal(matrix(v), parts)
+        parts = torch.cat([crossed(rows, w) for rows in v.split(256)])
+        assert torch.equal(crossed(v, w, out=out.fill_(torch.nan)), parts)
+        assert torch.equal(crossed(v, w), parts)
+
+
 def test_small_probabilities_keep_their_digits(chosen_backend: str) -> None:
     """Down to subnormal numbers, where 1 - sigmoid(x) would be zero long before."""
     x = torch.linspace(0, 100, 41, dtype=torch.float64)
