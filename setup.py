@@ -1,7 +1,8 @@
 """Builds gpm_core._C with CMake and Ninja. All metadata is in pyproject.toml.
 
 GPM_CORE_BUILD says what to build: ``auto`` (the default: compile if there is a C++ compiler, leave
-the module out with a warning if not), ``cpu`` and ``cuda`` (that, or fail), ``none`` (pure Python).
+the module out with a warning if not; with CUDA kernels if there is nvcc), ``cpu`` (without CUDA
+kernels) and ``cuda`` (with them): that, or fail; ``none`` (pure Python).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 CHOICES = ("auto", "cpu", "cuda", "none")
+#: GPM_CORE_BUILD -> GPM_CUDA of CMakeLists.txt
+CUDA = {"auto": "AUTO", "cpu": "OFF", "cuda": "ON"}
 
 
 def choice() -> str:
@@ -24,8 +27,8 @@ def choice() -> str:
     value = os.environ.get("GPM_CORE_BUILD", "auto") or "auto"
     if value not in CHOICES:
         raise SystemExit(f"GPM_CORE_BUILD must be one of {', '.join(CHOICES)}; got {value!r}")
-    if value == "cuda" and not (ROOT / "csrc" / "cuda").is_dir():
-        raise SystemExit("GPM_CORE_BUILD=cuda: this version has no CUDA kernels; use cpu or auto")
+    if value == "cuda" and not shutil.which(os.environ.get("CUDACXX", "nvcc")):
+        raise SystemExit("GPM_CORE_BUILD=cuda: no nvcc on PATH; set CUDACXX, or use cpu or auto")
     if value == "auto" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         print("warning: no C++ compiler found, gpm_core._C is left out", file=sys.stderr)
         return "none"
@@ -53,6 +56,7 @@ class CMakeBuild(build_ext):
             "Ninja",
             "-DCMAKE_BUILD_TYPE=Release",
             "-DGPM_PYTHON=ON",
+            f"-DGPM_CUDA={CUDA[choice()]}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]

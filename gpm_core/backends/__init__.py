@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 #: Backend modules of this package, the most preferred first.
-ORDER: tuple[str, ...] = ("native", "reference")
+ORDER: tuple[str, ...] = ("native", "triton", "reference")
 
 _extra: dict[str, ModuleType] = {}
 _resolved: dict[tuple[str | None, str, str, torch.dtype], Callable[..., Any]] = {}

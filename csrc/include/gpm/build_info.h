@@ -1,6 +1,8 @@
 // What was built, and what this machine runs of it.
 #pragma once
 
+#include <string>
+
 namespace gpm {
 
 const char* version();
@@ -13,5 +15,14 @@ namespace cpu {
 // GPM_CORE_SIMD names one that is unknown or that the processor lacks.
 const char* simd_level();
 }  // namespace cpu
+
+namespace cuda {
+const char* toolkit();        // version of the CUDA toolkit, such as "13.0"; null if not built with it
+const char* architectures();  // separated by blanks: sm_* run as they are, compute_* is compiled for others
+
+// Where built with CUDA: why kernels cannot run on this machine, or an empty string. Asks for the
+// driver and all devices, and leaves no error behind.
+std::string why_not();
+}  // namespace cuda
 
 }  // namespace gpm

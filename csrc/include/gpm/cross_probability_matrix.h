@@ -19,4 +19,9 @@ void cross_probability_matrix(const CrossProbabilityMatrix& args, int threads);
 void cross_probability_matrix_backward(const CrossProbabilityMatrixBackward& args, int threads);
 }  // namespace cpu
 
+namespace cuda {
+void cross_probability_matrix(const CrossProbabilityMatrix& args, Stream stream);
+void cross_probability_matrix_backward(const CrossProbabilityMatrixBackward& args, Stream stream);
+}  // namespace cuda
+
 }  // namespace gpm

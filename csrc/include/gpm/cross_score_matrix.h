@@ -1,6 +1,7 @@
 // cross_score_matrix: the scores of all pairs between two sets, S[m, n] = s(a_m > b_n).
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -23,11 +24,19 @@ struct CrossScoreMatrixBackward {
   void* grad_a;      // (batch, M, d), contiguous
   void* grad_b;      // (batch, N, d), contiguous
   void* grad_scale;  // (batch, k), contiguous; null without a scale
+  // (batch, ceil(rows / kGradientRows), k) in the accumulation type: where CUDA kernels leave parts of
+  // grad_scale. Null where that is; the processor's kernels do without.
+  void* workspace = nullptr;
 };
 
 namespace cpu {
 void cross_score_matrix(const CrossScoreMatrix& args, int threads);
 void cross_score_matrix_backward(const CrossScoreMatrixBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void cross_score_matrix(const CrossScoreMatrix& args, Stream stream);
+void cross_score_matrix_backward(const CrossScoreMatrixBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

@@ -11,4 +11,5 @@
 #include "gpm/probability_matrix.h"
 #include "gpm/score.h"
 #include "gpm/score_matrix.h"
+#include "gpm/stream.h"
 #include "gpm/types.h"

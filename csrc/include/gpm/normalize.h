@@ -1,6 +1,7 @@
 // normalize: rows scaled to unit length, x / max(||x||_2, eps).
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -25,5 +26,10 @@ namespace cpu {
 void normalize(const Normalize& args, int threads);
 void normalize_backward(const NormalizeBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void normalize(const Normalize& args, Stream stream);
+void normalize_backward(const NormalizeBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

@@ -1,6 +1,7 @@
 // preference_embedding: picks a token, projects it, adds the bias, normalizes.
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -43,5 +44,10 @@ namespace cpu {
 void preference_embedding(const PreferenceEmbedding& args, int threads);
 void preference_embedding_backward(const PreferenceEmbeddingBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void preference_embedding(const PreferenceEmbedding& args, Stream stream);
+void preference_embedding_backward(const PreferenceEmbeddingBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

@@ -1,6 +1,7 @@
 // preference_loss: cross-entropy of sigmoid((s(chosen > rejected) - margin) / tau), fused.
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -36,5 +37,10 @@ namespace cpu {
 void preference_loss(const PreferenceLoss& args, int threads);
 void preference_loss_backward(const PreferenceLossBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void preference_loss(const PreferenceLoss& args, Stream stream);
+void preference_loss_backward(const PreferenceLossBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

@@ -18,4 +18,9 @@ void probability_matrix(const ProbabilityMatrix& args, int threads);
 void probability_matrix_backward(const ProbabilityMatrixBackward& args, int threads);
 }  // namespace cpu
 
+namespace cuda {
+void probability_matrix(const ProbabilityMatrix& args, Stream stream);
+void probability_matrix_backward(const ProbabilityMatrixBackward& args, Stream stream);
+}  // namespace cuda
+
 }  // namespace gpm

@@ -1,6 +1,7 @@
 // score: s(a > b) = sum_l scale_l (a[2l] b[2l+1] - a[2l+1] b[2l]) of pairs of rows.
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -27,5 +28,10 @@ namespace cpu {
 void score(const Score& args, int threads);
 void score_backward(const ScoreBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void score(const Score& args, Stream stream);
+void score_backward(const ScoreBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

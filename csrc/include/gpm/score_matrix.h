@@ -1,6 +1,7 @@
 // score_matrix: the scores of all pairs of a set, S[i, j] = s(v_i > v_j).
 #pragma once
 
+#include "gpm/stream.h"
 #include "gpm/types.h"
 
 namespace gpm {
@@ -22,11 +23,19 @@ struct ScoreMatrixBackward {
   Rows scale;
   void* grad_v;      // (batch, K, d), contiguous
   void* grad_scale;  // (batch, k), contiguous; null without a scale
+  // (batch, ceil(rows / kGradientRows), k) in the accumulation type: where CUDA kernels leave parts of
+  // grad_scale. Null where that is; the processor's kernels do without.
+  void* workspace = nullptr;
 };
 
 namespace cpu {
 void score_matrix(const ScoreMatrix& args, int threads);
 void score_matrix_backward(const ScoreMatrixBackward& args, int threads);
 }  // namespace cpu
+
+namespace cuda {
+void score_matrix(const ScoreMatrix& args, Stream stream);
+void score_matrix_backward(const ScoreMatrixBackward& args, Stream stream);
+}  // namespace cuda
 
 }  // namespace gpm

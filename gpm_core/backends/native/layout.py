@@ -9,9 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-#: Numbers of the dtypes in ``gpm::DType``.
-CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-
 
 def as_rows(x: Tensor, width: int) -> Tensor:
     """(..., width) as (rows, width) with contiguous rows."""

@@ -23,4 +23,16 @@ const char* openmp() {
 #endif
 }
 
+namespace cuda {
+
+#if defined(GPM_CUDA_TOOLKIT)
+const char* toolkit() { return GPM_STRING(GPM_CUDA_TOOLKIT); }
+const char* architectures() { return GPM_CUDA_ARCHITECTURES; }
+#else
+const char* toolkit() { return nullptr; }
+const char* architectures() { return ""; }
+#endif
+
+}  // namespace cuda
+
 }  // namespace gpm
