@@ -81,11 +81,11 @@ void launch(const Call& call, void (*kernel)(Args), int64_t blocks, int threads,
   check(call, cuda_host::launch(kernel, blocks, threads, shared_bytes, args));
 #else
   void* arguments[] = {&args};
-  check(call, cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                               dim3(static_cast<unsigned>(blocks)),
-                               dim3(static_cast<unsigned>(threads)), arguments,
-                               static_cast<size_t>(shared_bytes),
-                               static_cast<cudaStream_t>(call.stream.handle)));
+  check(call,
+        cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                         dim3(static_cast<unsigned>(threads)), arguments,
+                         static_cast<size_t>(shared_bytes),
+                         static_cast<cudaStream_t>(call.stream.handle)));
 #endif
 }
 

@@ -14,7 +14,9 @@ __device__ __forceinline__ double log_one_plus(double x) { return log1p(x); }
 __device__ __forceinline__ float square_root(float x) { return sqrtf(x); }
 __device__ __forceinline__ double square_root(double x) { return sqrt(x); }
 __device__ __forceinline__ float multiply_add(float a, float b, float c) { return fmaf(a, b, c); }
-__device__ __forceinline__ double multiply_add(double a, double b, double c) { return fma(a, b, c); }
+__device__ __forceinline__ double multiply_add(double a, double b, double c) {
+  return fma(a, b, c);
+}
 __device__ __forceinline__ float magnitude(float x) { return fabsf(x); }
 __device__ __forceinline__ double magnitude(double x) { return fabs(x); }
 
@@ -45,9 +47,7 @@ class DivideBy {
     high_ = static_cast<T>(inverse < kLargest ? inverse : kLargest);
     low_ = inverse < kLargest ? static_cast<T>(inverse - static_cast<double>(high_)) : T(0);
   }
-  __device__ __forceinline__ T operator()(T x) const {
-    return multiply_add(x, low_, x * high_);
-  }
+  __device__ __forceinline__ T operator()(T x) const { return multiply_add(x, low_, x * high_); }
 
  private:
   T high_, low_;

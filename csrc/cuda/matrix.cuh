@@ -51,12 +51,8 @@ struct Probability {
     const T small = widen(narrow<S>(small_sigmoid(by_tau(s))));
     return s > 0 ? -small : small;
   }
-  __device__ __forceinline__ T forward(T kept) const {
-    return signbit(kept) ? T(1) + kept : kept;
-  }
-  __device__ __forceinline__ T reverse(T kept) const {
-    return signbit(kept) ? -kept : T(1) - kept;
-  }
+  __device__ __forceinline__ T forward(T kept) const { return signbit(kept) ? T(1) + kept : kept; }
+  __device__ __forceinline__ T reverse(T kept) const { return signbit(kept) ? -kept : T(1) - kept; }
   // d sigmoid(s / tau) / ds, the same for s and -s.
   __device__ __forceinline__ T slope(T s) const {
     const T small = small_sigmoid(by_tau(s));

@@ -134,7 +134,8 @@ __device__ __forceinline__ const S* row(const Batch& batch, int64_t b, int64_t r
   return static_cast<const S*>(batch.data) + b * batch.batch_stride + r * batch.row_stride;
 }
 
-// The quotient, with the remainder in n; 32-bit division, where it will do, is several times faster.
+// The quotient, with the remainder in n; 32-bit division, where it will do, is several times
+// faster.
 __device__ __forceinline__ int64_t divide(int64_t& n, int64_t by) {
   if (n >> 32 == 0 && by >> 32 == 0) {
     const auto dividend = static_cast<unsigned>(n), divisor = static_cast<unsigned>(by);

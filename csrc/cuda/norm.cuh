@@ -43,8 +43,7 @@ __device__ Norm<T> norm_of(int64_t size, const Team& team, const Get& get) {
     for (int i = 0; i < V; ++i) square = multiply_add(numbers[i], numbers[i], square);
   }
   square = team.reduce(square, Add());
-  if (square >= Limits::kSafeLow && square <= Limits::kSafeHigh)
-    return {T(1), square_root(square)};
+  if (square >= Limits::kSafeLow && square <= Limits::kSafeHigh) return {T(1), square_root(square)};
   T largest = 0;
   for (int64_t c = int64_t(team.rank()) * V; c < size; c += int64_t(team.count) * V) {
     get(c, numbers);

@@ -25,7 +25,9 @@ __global__ void __launch_bounds__(kThreads) forward(Work<Normalize> args) {
   const S* x = row<S>(args.x, r);
   S* out = static_cast<S*>(args.out) + r * args.width;
   const bool in_aligned = is_aligned(x, 0), out_aligned = is_aligned(out, 0);
-  const auto get = [&](int64_t c, T(&numbers)[V]) { load(x + c, args.width - c, in_aligned, numbers); };
+  const auto get = [&](int64_t c, T(&numbers)[V]) {
+    load(x + c, args.width - c, in_aligned, numbers);
+  };
   const Norm<T> norm = norm_of<T, V>(args.width, team, get);
   const bool clamped = norm.clamped(args.eps);
   // Two factors: their product may leave the range where the result does not.
@@ -50,7 +52,9 @@ __global__ void __launch_bounds__(kThreads) backward(Work<NormalizeBackward> arg
   const S *x = row<S>(args.x, r), *grad = row<S>(args.grad, r);
   S* out = static_cast<S*>(args.out) + r * args.width;
   const bool x_aligned = is_aligned(x, 0), grad_aligned = is_aligned(grad, 0);
-  const auto get = [&](int64_t c, T(&numbers)[V]) { load(x + c, args.width - c, x_aligned, numbers); };
+  const auto get = [&](int64_t c, T(&numbers)[V]) {
+    load(x + c, args.width - c, x_aligned, numbers);
+  };
   const Norm<T> norm = norm_of<T, V>(args.width, team, get);
   const bool clamped = norm.clamped(args.eps);
   const T inverse_unit = T(1) / norm.unit, divisor = clamped ? T(args.eps) : norm.norm;
@@ -68,8 +72,7 @@ __global__ void __launch_bounds__(kThreads) backward(Work<NormalizeBackward> arg
     get(c, u);
     load(grad + c, args.width - c, grad_aligned, g);
 #pragma unroll
-    for (int i = 0; i < V; ++i)
-      g[i] = (g[i] - u[i] * to_unit / divisor * radial) / divisor * scale;
+    for (int i = 0; i < V; ++i) g[i] = (g[i] - u[i] * to_unit / divisor * radial) / divisor * scale;
     store(out + c, args.width - c, is_aligned(out, 0), g);
   }
 }

@@ -50,7 +50,8 @@ __device__ __forceinline__ Wide<S> score_pairs(const Pairs<S>& pairs, int64_t fi
     stage<S>(from(pairs.a, column), count, count, width, a_aligned, a, kPairPitch);
     stage<S>(from(pairs.b, column), count, count, width, b_aligned, b, kPairPitch);
     if (scaled)
-      stage<S>(from(pairs.scale, column / 2), count, count, width / 2, scale_aligned, scale, kPairPitch);
+      stage<S>(from(pairs.scale, column / 2), count, count, width / 2, scale_aligned, scale,
+               kPairPitch);
     __syncthreads();
     if (int(threadIdx.x) < count)
       for (int l = 0; l < width / 2; ++l) {
@@ -84,8 +85,8 @@ __device__ __forceinline__ void pull_pair(const Pairs<S>& pairs, int64_t r, int6
     T weighted = grad;
     if (pairs.scale.data && i < rest) {
       weighted = grad * widen(read(row<S>(pairs.scale, r) + (c + i) / 2));
-      if (out.scale) write(static_cast<S*>(out.scale) + (place + i) / 2,
-                           narrow<S>(grad * skew(xa, ya, xb, yb)));
+      if (out.scale)
+        write(static_cast<S*>(out.scale) + (place + i) / 2, narrow<S>(grad * skew(xa, ya, xb, yb)));
     }
     a[i] = weighted * yb, a[i + 1] = -weighted * xb;
     b[i] = -weighted * ya, b[i + 1] = weighted * xa;

@@ -23,8 +23,9 @@ __device__ __forceinline__ int64_t token_of(const Args& args, int64_t r) {
 // Products of R hidden states with row o of the weight, by a warp. Every sum has the same order
 // whatever R is.
 template <class S, int R>
-__device__ __forceinline__ void project(const PreferenceEmbedding& args, const S* const (&hidden)[R],
-                                        int64_t o, Wide<S> (&sums)[R]) {
+__device__ __forceinline__ void project(const PreferenceEmbedding& args,
+                                        const S* const (&hidden)[R], int64_t o,
+                                        Wide<S> (&sums)[R]) {
   using T = Wide<S>;
   constexpr int V = kVector<S>;
   const S* weight = row<S>(args.weight, o);
@@ -165,8 +166,8 @@ __device__ __forceinline__ void pull_outputs(const PreferenceEmbeddingBackward& 
       g = widen(read(row<S>(args.grad, first + r) + output + o));
       if (args.normalized) {
         const RowPull<T> pull = shared.rows[r];
-        const T p = read(static_cast<const T*>(args.projection) + (first + r) * args.width +
-                         output + o);
+        const T p =
+            read(static_cast<const T*>(args.projection) + (first + r) * args.width + output + o);
         g = (g - p * pull.to_unit / pull.divisor * pull.radial) / pull.divisor * pull.scale;
       }
     }
@@ -282,8 +283,7 @@ __device__ void pull_weight(const PreferenceEmbeddingBackward& args, int64_t til
   }
   if (sums_bias && output + threadIdx.x < args.width)
     write(static_cast<S*>(args.grad_bias) + output + threadIdx.x, narrow<S>(bias));
-  if (args.grad_weight)
-    collect_weight(args, output, tile * kWeightVectors * V, sums, shared);
+  if (args.grad_weight) collect_weight(args, output, tile * kWeightVectors * V, sums, shared);
 }
 
 struct Backward : PreferenceEmbeddingBackward {
@@ -304,13 +304,11 @@ __global__ void __launch_bounds__(kThreads) backward(Backward args) {
 }  // namespace
 
 void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
-  const Call call{"preference_embedding",
-                  stream,
-                  args.dtype,
-                  {{"rows", args.rows},
-                   {"length", args.length},
-                   {"size", args.size},
-                   {"width", args.width}}};
+  const Call call{
+      "preference_embedding",
+      stream,
+      args.dtype,
+      {{"rows", args.rows}, {"length", args.length}, {"size", args.size}, {"width", args.width}}};
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     if (args.rows < kFewRows)
@@ -321,13 +319,11 @@ void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
 }
 
 void preference_embedding_backward(const PreferenceEmbeddingBackward& args, Stream stream) {
-  const Call call{"preference_embedding_backward",
-                  stream,
-                  args.dtype,
-                  {{"rows", args.rows},
-                   {"length", args.length},
-                   {"size", args.size},
-                   {"width", args.width}}};
+  const Call call{
+      "preference_embedding_backward",
+      stream,
+      args.dtype,
+      {{"rows", args.rows}, {"length", args.length}, {"size", args.size}, {"width", args.width}}};
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     constexpr int V = kVector<S>;

@@ -9,7 +9,8 @@ void probability_matrix(const ProbabilityMatrix& args, Stream stream) {
 }
 
 void probability_matrix_backward(const ProbabilityMatrixBackward& args, Stream stream) {
-  run_matrix_backward<Probability, true>("probability_matrix_backward", as_matrix(args, args.tau), stream);
+  run_matrix_backward<Probability, true>("probability_matrix_backward", as_matrix(args, args.tau),
+                                         stream);
 }
 
 }  // namespace gpm::cuda

@@ -95,11 +95,12 @@ struct PullWork {
   }
 };
 
-// Gradients of my rows from the sums in memory; and the tile's part of the scale's gradient.
+// Gradients of my rows from the sums in memory; and the tile's part of the scale's gradient, summed
+// in double, since its terms cancel.
 template <class S, int kColumns, bool kSquare>
 __device__ __forceinline__ void write_pulled(const MatrixBackward& args, const Side<S>& side,
                                              const Tile& tile, int64_t column, int64_t number,
-                                             const Wide<S>* memory, Wide<S>* contributions) {
+                                             const Wide<S>* memory, double* contributions) {
   using T = Wide<S>;
   const int blocks = at_most(args.width - column, kColumns) / 2;
   const bool scaled = args.scale.data != nullptr, wants_scale = side.first && args.grad_scale;
@@ -114,17 +115,17 @@ __device__ __forceinline__ void write_pulled(const MatrixBackward& args, const S
     write(out + 1, narrow<S>(-sign * with_x));
     if (wants_scale) {
       const S* v = row<S>(side.mine, tile.batch, tile.row + m) + column + 2 * l;
-      const T x = widen(read(v)), y = widen(read(v + 1));
+      const double x = widen(read(v)), y = widen(read(v + 1));
       contributions[l * kTile + m] = kSquare ? x * with_y : x * with_y - y * with_x;
     }
   }
   if (!wants_scale) return;
   __syncthreads();
   for (int l = threadIdx.x; l < blocks; l += kTileThreads) {
-    T sum = 0;
+    double sum = 0;
     for (int m = 0; m < tile.rows; ++m) sum += contributions[l * kTile + m];
     const int64_t tiles = ceil_div(args.rows, kTile);
-    write(static_cast<T*>(args.workspace) + (tile.batch * tiles + number) * (args.width / 2) +
+    write(static_cast<double*>(args.workspace) + (tile.batch * tiles + number) * (args.width / 2) +
               column / 2 + l,
           sum);
   }
@@ -179,26 +180,26 @@ __global__ void __launch_bounds__(kTileThreads, kPullBlocks<S>) matrix_pull(Matr
   __syncthreads();
   work.leave(sums, g);
   __syncthreads();
-  write_pulled<S, kColumns, kSquare>(args, side, tile, column, number, g, scratch);
+  write_pulled<S, kColumns, kSquare>(args, side, tile, column, number, g,
+                                     reinterpret_cast<double*>(others));
 }
 
 struct PartialSums {
   DType dtype;
   int64_t batch, tiles, blocks;
-  const void* partial;  // (batch, tiles, blocks) in the accumulation type
-  void* out;            // (batch, blocks)
+  const double* partial;  // (batch, tiles, blocks)
+  void* out;              // (batch, blocks)
 };
 
 template <class S>
 __global__ void __launch_bounds__(kTileThreads) sum_partial(PartialSums args) {
-  using T = Wide<S>;
   int64_t l = int64_t(blockIdx.x) * kTileThreads + threadIdx.x;
   const int64_t b = divide(l, args.blocks);
   if (b >= args.batch) return;
-  const T* partial = static_cast<const T*>(args.partial) + b * args.tiles * args.blocks + l;
-  T sum = 0;
+  const double* partial = args.partial + b * args.tiles * args.blocks + l;
+  double sum = 0;
   for (int64_t tile = 0; tile < args.tiles; ++tile) sum += read(partial + tile * args.blocks);
-  write(static_cast<S*>(args.out) + b * args.blocks + l, narrow<S>(sum));
+  write(static_cast<S*>(args.out) + b * args.blocks + l, narrow<S>(static_cast<Wide<S>>(sum)));
 }
 
 }  // namespace gpm::cuda

@@ -46,8 +46,8 @@ void launch_pull(const Call& call, const MatrixBackward& args) {
   if (args.grad_scale)
     launch(call, sum_partial<S>, ceil_div(args.batch * (args.width / 2), kTileThreads),
            kTileThreads, 0,
-           PartialSums{args.dtype, args.batch, tall, args.width / 2, args.workspace,
-                       args.grad_scale});
+           PartialSums{args.dtype, args.batch, tall, args.width / 2,
+                       static_cast<const double*>(args.workspace), args.grad_scale});
 }
 
 template <template <class> class Output, bool kSquare>

@@ -27,8 +27,9 @@ inline int64_t small_together(int64_t rows, int64_t columns) {
 template <class T>
 constexpr int64_t small_bytes(bool backward) {
   const int64_t embeddings = (2 * kSmallChunk + kSmallChunk / 2) * kSmallPitch;
-  const int64_t gradients = kSmallPairs + kSmallRows * kSmallChunk / 2;
-  return (embeddings + (backward ? gradients : 0)) * int64_t(sizeof(T));
+  if (!backward) return embeddings * int64_t(sizeof(T));
+  return (embeddings + kSmallPairs) * int64_t(sizeof(T)) +
+         kSmallRows * kSmallChunk / 2 * int64_t(sizeof(double));
 }
 
 // The matrices of a block, and their embeddings in shared memory.
@@ -56,8 +57,8 @@ struct SmallSets {
   template <class Args>
   __device__ __forceinline__ void stage_chunk(const Args& args, int64_t column, int chunk) const {
     const auto rows_of = [&](const Batch& batch, int each, T* columns_of) {
-      const bool aligned = is_aligned<S>(batch, 0) &&
-                           is_aligned(static_cast<const S*>(nullptr), batch.batch_stride);
+      const bool aligned =
+          is_aligned<S>(batch, 0) && is_aligned(static_cast<const S*>(nullptr), batch.batch_stride);
       const int all = count * each;
       stage<S>([&](int r) { return row<S>(batch, first + r / each, r % each) + column; }, all, all,
                chunk, aligned, columns_of, kSmallPitch);
@@ -121,7 +122,7 @@ __global__ void __launch_bounds__(kSmallThreads) small_matrices(Together<Matrix>
 template <class S, bool kSquare>
 __device__ __forceinline__ void small_pull(const Together<MatrixBackward>& args,
                                            const SmallSets<S>& sets, const Wide<S>* g, bool first,
-                                           int r, int c, int64_t column, Wide<S>* contributions) {
+                                           int r, int c, int64_t column, double* contributions) {
   using T = Wide<S>;
   const int mine = first ? sets.rows : sets.columns, others = first ? sets.columns : sets.rows;
   const int m = r / mine, step = first ? 1 : sets.columns;
@@ -139,9 +140,8 @@ __device__ __forceinline__ void small_pull(const Together<MatrixBackward>& args,
   write(out, narrow<S>(sign * with_y));
   write(out + 1, narrow<S>(-sign * with_x));
   if (first && args.grad_scale) {
-    const T xa = sets.a[c * kSmallPitch + r], ya = sets.a[(c + 1) * kSmallPitch + r];
-    contributions[c / 2 * kSmallRows + r] =
-        kSquare ? xa * with_y : xa * with_y - ya * with_x;
+    const double xa = sets.a[c * kSmallPitch + r], ya = sets.a[(c + 1) * kSmallPitch + r];
+    contributions[c / 2 * kSmallRows + r] = kSquare ? xa * with_y : xa * with_y - ya * with_x;
   }
 }
 
@@ -150,7 +150,9 @@ __global__ void __launch_bounds__(kSmallThreads)
     small_matrices_backward(Together<MatrixBackward> args) {
   using T = Wide<S>;
   const SmallSets<S> sets(args, args.together);
-  T *g = sets.rest(), *contributions = g + kSmallPairs;
+  T* g = sets.rest();
+  // The terms of the scale's gradient, in double since they cancel.
+  double* contributions = reinterpret_cast<double*>(g + kSmallPairs);
   const Output<S> output(args.tau);
   T sums[kSmallEach];
   if constexpr (!Output<S>::kConstantSlope) sets.scores(args, sums);
@@ -178,11 +180,10 @@ __global__ void __launch_bounds__(kSmallThreads)
     __syncthreads();
     for (int n = threadIdx.x; n < sets.count * blocks; n += kSmallThreads) {
       const int m = n / blocks, l = n % blocks;
-      T sum = 0;
-      for (int i = 0; i < sets.rows; ++i)
-        sum += contributions[l * kSmallRows + m * sets.rows + i];
+      double sum = 0;
+      for (int i = 0; i < sets.rows; ++i) sum += contributions[l * kSmallRows + m * sets.rows + i];
       write(static_cast<S*>(args.grad_scale) + (sets.first + m) * (args.width / 2) + column / 2 + l,
-            narrow<S>(sum));
+            narrow<S>(static_cast<T>(sum)));
     }
   }
 }

@@ -17,8 +17,9 @@ const char* simd_level();
 }  // namespace cpu
 
 namespace cuda {
-const char* toolkit();        // version of the CUDA toolkit, such as "13.0"; null if not built with it
-const char* architectures();  // separated by blanks: sm_* run as they are, compute_* is compiled for others
+const char* toolkit();  // version of the CUDA toolkit, such as "13.0"; null if not built with it
+const char*
+architectures();  // separated by blanks: sm_* run as they are, compute_* is compiled for others
 
 // Where built with CUDA: why kernels cannot run on this machine, or an empty string. Asks for the
 // driver and all devices, and leaves no error behind.

@@ -23,8 +23,8 @@ struct ScoreMatrixBackward {
   Rows scale;
   void* grad_v;      // (batch, K, d), contiguous
   void* grad_scale;  // (batch, k), contiguous; null without a scale
-  // (batch, ceil(rows / kGradientRows), k) in the accumulation type: where CUDA kernels leave parts of
-  // grad_scale. Null where that is; the processor's kernels do without.
+  // (batch, ceil(rows / kGradientRows), k) doubles, where CUDA kernels leave parts of grad_scale.
+  // Null where that is; the processor's kernels do without.
   void* workspace = nullptr;
 };
 

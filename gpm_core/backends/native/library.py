@@ -7,7 +7,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from gpm_core.backends.reference import accumulation_dtype
 
 #: Numbers of the dtypes in ``gpm::DType``.
 CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -54,7 +53,7 @@ class Library:
         return self.new_partial_sums(scale, rows)
 
     def new_partial_sums(self, scale: Tensor, rows: int) -> Tensor:
-        """(batch, tiles of rows, k) in the accumulation dtype."""
+        """(batch, tiles of rows, k) doubles."""
         tiles = -(-rows // self._module.cuda.GRADIENT_ROWS)
         shape = (scale.shape[:-1].numel(), tiles, scale.shape[-1])
-        return scale.new_empty(shape, dtype=accumulation_dtype(scale.dtype))
+        return scale.new_empty(shape, dtype=torch.float64)
