@@ -30,6 +30,7 @@ def make_tensor(
     layout: str = "contiguous",
     seed: int = 0,
     scale: float = 1.0,
+    device: torch.device | str = "cpu",
 ) -> Tensor:
     """Normal random numbers of this shape and dtype in an unusual memory layout.
 
@@ -39,16 +40,18 @@ def make_tensor(
         layout: "contiguous"; "transposed" (last dimension not contiguous); "strided" (rows far
             apart, in a wider tensor); "expanded" (first dimension repeats one entry, stride 0);
             "offset" (not aligned to a vector).
-        seed: same seed, same numbers.
+        seed: same seed, same numbers, on every device.
         scale: standard deviation.
+        device: where the tensor is.
 
     Raises:
         ValueError: for an unknown layout.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
 
     def normal(*size: int) -> Tensor:
-        return (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
+        numbers = torch.randn(size, generator=generator, dtype=torch.float64, device="cpu")
+        return (numbers * scale).to(dtype).to(device)
 
     if layout == "contiguous" or not shape:
         return normal(*shape)

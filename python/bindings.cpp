@@ -2,8 +2,8 @@
 //
 // Every operation is there twice: `_C.<op>(..., threads)` computes on the processor and
 // `_C.cuda.<op>(..., device, stream)`, where CUDA kernels were built, launches one. No tensor is
-// allocated and nothing is checked here; gpm_core/backends/native does both. The interpreter is free
-// while kernels run.
+// allocated and nothing is checked here; gpm_core/backends/native does both. The interpreter is
+// free while kernels run.
 #include <pybind11/pybind11.h>
 
 #include <utility>
@@ -79,12 +79,7 @@ gpm::NormalizeBackward normalize_backward(int t, Size rows, Size width, double e
 
 gpm::Score score(int t, Size rows, Size width, Address a, Size a_stride, Address b, Size b_stride,
                  Address scale, Size scale_stride, Address result) {
-  return {dtype(t),
-          rows,
-          width,
-          {in(a), a_stride},
-          {in(b), b_stride},
-          {in(scale), scale_stride},
+  return {dtype(t),   rows, width, {in(a), a_stride}, {in(b), b_stride}, {in(scale), scale_stride},
           out(result)};
 }
 

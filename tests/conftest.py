@@ -4,9 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import targets
 import torch
 
 from gpm_core import testing
+
+targets.interpret_triton_without_gpu()
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -14,7 +14,8 @@ constexpr int kSmallPitch = kSmallRows + 1;
 constexpr int kSmallChunk = 16;
 
 inline bool is_small(int64_t rows, int64_t columns) {
-  return rows <= kSmallRows && columns <= kSmallRows && rows * columns <= kSmallPairs;
+  return rows > 0 && columns > 0 && rows <= kSmallRows && columns <= kSmallRows &&
+         rows * columns <= kSmallPairs;
 }
 
 // Matrices that a block takes together.

@@ -1,6 +1,7 @@
 // cross_score_matrix and cross_probability_matrix, forward and backward.
 #include "gpm/cross_probability_matrix.h"
 #include "memory.h"
+#include "tested.h"
 
 using namespace test;
 
@@ -37,8 +38,8 @@ void compare(const Case& with) {
                                      columns,      width,        a.batch(),
                                      b.batch(),    scale.rows(), results[0].data(),
                                      batch_stride, row_stride};
-    tau == 0 ? gpm::cpu::cross_score_matrix(args, threads)
-             : gpm::cpu::cross_probability_matrix({args, tau}, threads);
+    tau == 0 ? gpm::tested::cross_score_matrix(args, threads)
+             : gpm::tested::cross_probability_matrix({args, tau}, threads);
     return results;
   });
   const auto score = [&](int64_t n, int64_t i, int64_t j) {
@@ -85,8 +86,8 @@ void compare(const Case& with) {
                                              results[0].data(),
                                              results[1].data(),
                                              scaled ? results[2].data() : nullptr};
-    tau == 0 ? gpm::cpu::cross_score_matrix_backward(args, threads)
-             : gpm::cpu::cross_probability_matrix_backward({args, tau}, threads);
+    tau == 0 ? gpm::tested::cross_score_matrix_backward(args, threads)
+             : gpm::tested::cross_probability_matrix_backward({args, tau}, threads);
     return results;
   });
   for (int64_t n = 0; n < batch; ++n) {
@@ -164,8 +165,8 @@ TEST(exact_with_the_sets_exchanged) {
       Output out(dtype, m * n);
       const gpm::CrossScoreMatrix args{
           dtype, 1, m, n, width, first.batch(), second.batch(), scale.rows(), out.data(), m * n, n};
-      tau == 0 ? gpm::cpu::cross_score_matrix(args, 1)
-               : gpm::cpu::cross_probability_matrix({args, tau}, 1);
+      tau == 0 ? gpm::tested::cross_score_matrix(args, 1)
+               : gpm::tested::cross_probability_matrix({args, tau}, 1);
       return out;
     };
     for (const double tau : {0.0, 0.3, 3.0}) {

@@ -1,6 +1,7 @@
 #include "gpm/normalize.h"
 
 #include "memory.h"
+#include "tested.h"
 
 using namespace test;
 
@@ -32,10 +33,10 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, Real size,
     });
   };
   std::vector<Output> out = results([&](void* to, int threads) {
-    gpm::cpu::normalize({dtype, rows, width, eps, x.rows(), to}, threads);
+    gpm::tested::normalize({dtype, rows, width, eps, x.rows(), to}, threads);
   });
   std::vector<Output> g = results([&](void* to, int threads) {
-    gpm::cpu::normalize_backward({dtype, rows, width, eps, grad.rows(), x.rows(), to}, threads);
+    gpm::tested::normalize_backward({dtype, rows, width, eps, grad.rows(), x.rows(), to}, threads);
   });
   const Real ulps = (width + 8) * epsilon(wide(dtype));
   for (int64_t r = 0; r < rows; ++r) {

@@ -1,6 +1,7 @@
 #include "gpm/preference_loss.h"
 
 #include "memory.h"
+#include "tested.h"
 
 using namespace test;
 
@@ -32,9 +33,10 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, const Opti
   std::vector<Output> out = for_all_threads([&](int threads) {
     std::vector<Output> results;
     for (int i = 0; i < 2; ++i) results.emplace_back(full, rows, layout == Layout::offset);
-    gpm::cpu::preference_loss({dtype, rows, width, with.tau, a.rows(), b.rows(), scale.rows(),
-                               margin.rows(), target.rows(), results[0].data(), results[1].data()},
-                              threads);
+    gpm::tested::preference_loss(
+        {dtype, rows, width, with.tau, a.rows(), b.rows(), scale.rows(), margin.rows(),
+         target.rows(), results[0].data(), results[1].data()},
+        threads);
     return results;
   });
   std::vector<Output> g = for_all_threads([&](int threads) {
@@ -43,7 +45,7 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, const Opti
     results.emplace_back(dtype, with.scale ? rows * width / 2 : 0);
     results.emplace_back(full, with.margin ? rows : 0);
     results.emplace_back(full, with.target ? rows : 0);
-    gpm::cpu::preference_loss_backward(
+    gpm::tested::preference_loss_backward(
         {dtype, rows, width, with.tau, grad_loss.rows().data, grad_probability.rows().data,
          a.rows(), b.rows(), scale.rows(), margin.rows(), target.rows(), results[0].data(),
          results[1].data(), with.scale ? results[2].data() : nullptr,
@@ -113,18 +115,18 @@ TEST(hard_targets_of_certain_pairs_stay_finite) {
     Input a(dtype, 2), b(dtype, 2), target(dtype, 1);
     a.set(0, 1), a.set(1, 0), b.set(0, 0), b.set(1, 1), target.set(0, 1);
     Output loss(dtype, 1), probability(dtype, 1);
-    gpm::cpu::preference_loss({dtype,
-                               1,
-                               2,
-                               1e-4,
-                               {a.data(), 2},
-                               {b.data(), 2},
-                               {},
-                               {},
-                               {target.data(), 1},
-                               loss.data(),
-                               probability.data()},
-                              1);
+    gpm::tested::preference_loss({dtype,
+                                  1,
+                                  2,
+                                  1e-4,
+                                  {a.data(), 2},
+                                  {b.data(), 2},
+                                  {},
+                                  {},
+                                  {target.data(), 1},
+                                  loss.data(),
+                                  probability.data()},
+                                 1);
     CHECK(loss[0] == 0, "%Lg", loss[0]);
     CHECK(probability[0] == 1, "%Lg", probability[0]);
   }

@@ -1,6 +1,7 @@
 #include "gpm/score.h"
 
 #include "memory.h"
+#include "tested.h"
 
 using namespace test;
 
@@ -15,14 +16,15 @@ void compare(DType dtype, int64_t rows, int64_t width, Layout layout, bool scale
   std::vector<Output> s = for_all_threads([&](int threads) {
     std::vector<Output> out;
     out.emplace_back(dtype, rows, layout == Layout::offset);
-    gpm::cpu::score({dtype, rows, width, a.rows(), b.rows(), scale.rows(), out[0].data()}, threads);
+    gpm::tested::score({dtype, rows, width, a.rows(), b.rows(), scale.rows(), out[0].data()},
+                       threads);
     return out;
   });
   std::vector<Output> g = for_all_threads([&](int threads) {
     std::vector<Output> out;
     for (int i = 0; i < 2; ++i) out.emplace_back(dtype, rows * width, layout == Layout::offset);
     out.emplace_back(dtype, scaled ? rows * width / 2 : 0);
-    gpm::cpu::score_backward(
+    gpm::tested::score_backward(
         {dtype, rows, width, grad.rows().data, a.rows(), b.rows(), scale.rows(), out[0].data(),
          out[1].data(), scaled ? out[2].data() : nullptr},
         threads);
@@ -73,9 +75,9 @@ TEST(antisymmetric_to_the_last_bit) {
     const RowsOf a(dtype, rows, width, Layout::dense, 1), b(dtype, rows, width, Layout::dense, 2);
     const RowsOf scale(dtype, rows, width / 2, Layout::dense, 3);
     Output forward(dtype, rows), reverse(dtype, rows), self(dtype, rows);
-    gpm::cpu::score({dtype, rows, width, a.rows(), b.rows(), scale.rows(), forward.data()}, 1);
-    gpm::cpu::score({dtype, rows, width, b.rows(), a.rows(), scale.rows(), reverse.data()}, 1);
-    gpm::cpu::score({dtype, rows, width, a.rows(), a.rows(), scale.rows(), self.data()}, 1);
+    gpm::tested::score({dtype, rows, width, a.rows(), b.rows(), scale.rows(), forward.data()}, 1);
+    gpm::tested::score({dtype, rows, width, b.rows(), a.rows(), scale.rows(), reverse.data()}, 1);
+    gpm::tested::score({dtype, rows, width, a.rows(), a.rows(), scale.rows(), self.data()}, 1);
     for (int64_t r = 0; r < rows; ++r) {
       CHECK(forward[r] == -reverse[r], "%Lg and %Lg", forward[r], reverse[r]);
       CHECK(self[r] == 0, "%Lg", self[r]);

@@ -3,6 +3,7 @@
 #include "gpm/probability_matrix.h"
 #include "gpm/score.h"
 #include "memory.h"
+#include "tested.h"
 
 using namespace test;
 
@@ -36,8 +37,8 @@ void compare(const Case& with) {
     const gpm::ScoreMatrix args{
         dtype,        batch,     rows, width, v.batch(), scale.rows(), results[0].data(),
         batch_stride, row_stride};
-    tau == 0 ? gpm::cpu::score_matrix(args, threads)
-             : gpm::cpu::probability_matrix({args, tau}, threads);
+    tau == 0 ? gpm::tested::score_matrix(args, threads)
+             : gpm::tested::probability_matrix({args, tau}, threads);
     return results;
   });
   const auto score = [&](int64_t b, int64_t i, int64_t j) {
@@ -88,8 +89,8 @@ void compare(const Case& with) {
                                         scale.rows(),
                                         results[0].data(),
                                         scaled ? results[1].data() : nullptr};
-    tau == 0 ? gpm::cpu::score_matrix_backward(args, threads)
-             : gpm::cpu::probability_matrix_backward({args, tau}, threads);
+    tau == 0 ? gpm::tested::score_matrix_backward(args, threads)
+             : gpm::tested::probability_matrix_backward({args, tau}, threads);
     return results;
   });
   for (int64_t b = 0; b < batch; ++b) {
@@ -169,7 +170,7 @@ TEST(all_operations_agree_to_the_last_bit) {
     const RowsOf scale(dtype, batch, width / 2, Layout::dense, 2);
     const int64_t count = batch * rows * rows;
     Output together(dtype, count), alone(dtype, count), cross(dtype, count), pairs(dtype, count);
-    gpm::cpu::score_matrix(
+    gpm::tested::score_matrix(
         {dtype, batch, rows, width, v.batch(), scale.rows(), together.data(), rows * rows, rows},
         1);
     const auto at = [&](const void* data, int64_t i) {
@@ -181,19 +182,19 @@ TEST(all_operations_agree_to_the_last_bit) {
       const gpm::Rows gate{at(scale.rows().data, b * (width / 2)), width / 2};
       void* to_alone = const_cast<char*>(at(alone.data(), b * rows * rows));
       void* to_cross = const_cast<char*>(at(cross.data(), b * rows * rows));
-      gpm::cpu::score_matrix({dtype, 1, rows, width, one, gate, to_alone, 0, rows}, 1);
-      gpm::cpu::cross_score_matrix({dtype, 1, rows, rows, width, one, one, gate, to_cross, 0, rows},
-                                   1);
+      gpm::tested::score_matrix({dtype, 1, rows, width, one, gate, to_alone, 0, rows}, 1);
+      gpm::tested::cross_score_matrix(
+          {dtype, 1, rows, rows, width, one, one, gate, to_cross, 0, rows}, 1);
       for (int64_t i = 0; i < rows; ++i) {
         void* to_pairs = const_cast<char*>(at(pairs.data(), (b * rows + i) * rows));
-        gpm::cpu::score({dtype,
-                         rows,
-                         width,
-                         {at(one.data, i * width), 0},
-                         {one.data, width},
-                         {gate.data, 0},
-                         to_pairs},
-                        1);
+        gpm::tested::score({dtype,
+                            rows,
+                            width,
+                            {at(one.data, i * width), 0},
+                            {one.data, width},
+                            {gate.data, 0},
+                            to_pairs},
+                           1);
       }
     }
     for (int64_t i = 0; i < count; ++i)
@@ -209,8 +210,8 @@ TEST(extreme_temperatures) {
       Input v(dtype, 4);
       v.set(0, 1), v.set(1, 0), v.set(2, 0), v.set(3, 1);
       Output out(dtype, 4);
-      gpm::cpu::probability_matrix({{dtype, 1, 2, 2, {v.data(), 4, 2}, {}, out.data(), 4, 2}, tau},
-                                   1);
+      gpm::tested::probability_matrix(
+          {{dtype, 1, 2, 2, {v.data(), 4, 2}, {}, out.data(), 4, 2}, tau}, 1);
       CHECK(out[0] == 0.5L && out[3] == 0.5L, "%Lg %Lg", out[0], out[3]);
       CHECK(out[1] == (tau < 1 ? 1 : 0.5L) && out[2] == 1 - out[1], "%Lg %Lg", out[1], out[2]);
     }

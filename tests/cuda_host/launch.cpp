@@ -138,7 +138,7 @@ cudaError_t run(const Kernel& kernel, int64_t blocks, int threads, int64_t share
   running.thread = {0, 0, 0};
   running.threads = dim3(static_cast<unsigned>(threads));
   running.blocks = dim3(static_cast<unsigned>(blocks));
-  prepare_watch();
+  prepare_watch({blocks, shared_bytes, threads});
   const bool ended = run_blocks(kernel, blocks, shared_bytes);
   running.watched = false;
   return ended ? cudaSuccess : last_error.status;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <unordered_set>
 #include <vector>
 
 #include "block.h"
@@ -108,6 +109,7 @@ struct Seen {
   }
 };
 std::vector<Seen> seen_read, seen_written;
+std::unordered_set<uintptr_t> all_read, all_written;
 
 constexpr uintptr_t kSector = 32;
 
@@ -119,7 +121,7 @@ void count_access(uintptr_t begin, size_t bytes, Access access) {
     (read ? seen_read : seen_written).push_back({warp, ordinal, sector});
 }
 
-void count_seen(std::vector<Seen>& seen, Count& count) {
+void count_seen(std::vector<Seen>& seen, std::unordered_set<uintptr_t>& all, Count& count) {
   std::sort(seen.begin(), seen.end());
   const Seen* last = nullptr;
   std::vector<uintptr_t> sectors;
@@ -133,7 +135,9 @@ void count_seen(std::vector<Seen>& seen, Count& count) {
     last = &one;
   }
   std::sort(sectors.begin(), sectors.end());
-  count.sectors += std::unique(sectors.begin(), sectors.end()) - sectors.begin();
+  const auto end = std::unique(sectors.begin(), sectors.end());
+  count.sectors += end - sectors.begin();
+  all.insert(sectors.begin(), end);
   seen.clear();
 }
 
@@ -175,17 +179,18 @@ void note(const void* p, size_t bytes, Access access) {
   if (ordering && access != Access::atomic) check_order(begin, bytes, access);
 }
 
-void prepare_watch() {
+void prepare_watch(const Launch& launch) {
   readable_ranges.prepare();
   writable_ranges.prepare();
   if (ordering) forget_accesses();
+  if (counting) traffic.launches.push_back(launch);
   running.watched = owners || counting || ordering;
 }
 
 void count_block() {
   if (!counting) return;
-  count_seen(seen_read, traffic.read);
-  count_seen(seen_written, traffic.written);
+  count_seen(seen_read, all_read, traffic.read);
+  count_seen(seen_written, all_written, traffic.written);
 }
 
 Buffers::Buffers() {
@@ -224,11 +229,15 @@ void start_traffic() {
   const Turn turn;
   counting = true;
   traffic = {};
+  all_read.clear();
+  all_written.clear();
 }
 
 Traffic stop_traffic() {
   const Turn turn;
   counting = false;
+  traffic.read.distinct_sectors = static_cast<int64_t>(all_read.size());
+  traffic.written.distinct_sectors = static_cast<int64_t>(all_written.size());
   return traffic;
 }
 

@@ -12,38 +12,49 @@ from gpm_core import ops
 from gpm_core.testing import make_tensor
 
 
+#: (dtype, layout, device) -> tensor
+Maker = Callable[[torch.dtype, str, str], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Case:
     op: str
     label: str
     function: Callable[..., Any]
-    #: (dtype, layout) -> arguments
-    make: Callable[[torch.dtype, str], list[Any]]
+    makers: tuple[Maker, ...]
     #: cheap enough for numerical differentiation
     small: bool = False
 
     def __str__(self) -> str:
         return f"{self.op}-{self.label}"
 
+    def make(self, dtype: torch.dtype, layout: str, device: str = "cpu") -> list[Any]:
+        """Arguments of the function."""
+        return [maker(dtype, layout, device) for maker in self.makers]
 
-def _embeddings(*shape: int, seed: int = 0) -> Callable[[torch.dtype, str], torch.Tensor]:
-    return lambda dtype, layout: make_tensor(*shape, dtype=dtype, layout=layout, seed=seed)
+
+def _embeddings(*shape: int, seed: int = 0) -> Maker:
+    return lambda dtype, layout, device: make_tensor(
+        *shape, dtype=dtype, layout=layout, seed=seed, device=device
+    )
 
 
-def _wide(*shape: int, seed: int = 0) -> Callable[[torch.dtype, str], torch.Tensor]:
-    def make(dtype: torch.dtype, layout: str) -> torch.Tensor:
+def _wide(*shape: int, seed: int = 0) -> Maker:
+    def make(dtype: torch.dtype, layout: str, device: str) -> torch.Tensor:
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return make_tensor(*shape, dtype=wide, seed=seed).sigmoid()
+        return make_tensor(*shape, dtype=wide, seed=seed, device=device).sigmoid()
 
     return make
 
 
-def _positions(*values: int, shape: tuple[int, ...]) -> Callable[..., torch.Tensor]:
-    return lambda dtype, layout: torch.tensor(values, dtype=torch.int64).reshape(shape)
+def _positions(*values: int, shape: tuple[int, ...]) -> Maker:
+    return lambda dtype, layout, device: torch.tensor(
+        values, dtype=torch.int64, device=device
+    ).reshape(shape)
 
 
 def _case(op: str, label: str, function: Callable[..., Any], *makers: Any, small: bool) -> Case:
-    return Case(op, label, function, lambda d, lay: [m(d, lay) for m in makers], small)
+    return Case(op, label, function, makers, small)
 
 
 def _normalize() -> list[Case]:

@@ -7,42 +7,38 @@ import subprocess
 import sys
 
 import pytest
+import targets
 import torch
 from cases import CASES, OPS, Case
+from targets import NATIVE, Target
 
 import gpm_core
 from gpm_core import testing
 
-BACKENDS = [name for name in gpm_core.backends.names() if name != "reference"]
+on_every_target = pytest.mark.parametrize("target", targets.params(targets.COMPUTING))
 
 
-def needs(backend: str, op: str, dtype: torch.dtype) -> None:
-    reason = gpm_core.backends.why_not(backend, op, "cpu", dtype)
-    if reason is not None:
-        pytest.skip(f"backend {backend} does not compute {op}: {reason}")
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_every_target
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_as_exact_as_reference(
-    case: Case, dtype: torch.dtype, backend: str, nan_filled: None
+    case: Case, dtype: torch.dtype, target: Target, nan_filled: None
 ) -> None:
-    needs(backend, case.op, dtype)
-    args = case.make(dtype, "contiguous")
-    testing.assert_as_exact_as_reference(case.function, args, backend=backend)
+    target.need(case.op, dtype)
+    args = case.make(dtype, "contiguous", target.device)
+    testing.assert_as_exact_as_reference(case.function, args, backend=target.backend)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on_every_target
 @pytest.mark.parametrize("layout", [x for x in testing.LAYOUTS if x != "contiguous"])
 @pytest.mark.parametrize("case", [c for c in CASES if "(1000" not in c.label], ids=str)
-def test_layout_does_not_matter(case: Case, layout: str, backend: str, nan_filled: None) -> None:
-    needs(backend, case.op, torch.float32)
-    args = case.make(torch.float32, layout)
+def test_layout_does_not_matter(case: Case, layout: str, target: Target, nan_filled: None) -> None:
+    target.need(case.op)
+    args = case.make(torch.float32, layout, target.device)
     dense = [x.contiguous() if isinstance(x, torch.Tensor) else x for x in args]
-    results = testing.run(case.function, args, backend=backend)
+    results = testing.run(case.function, args, backend=target.backend)
     for got, expected in zip(
-        results, testing.run(case.function, dense, backend=backend), strict=True
+        results, testing.run(case.function, dense, backend=target.backend), strict=True
     ):
         assert torch.equal(got, expected)
 
@@ -50,7 +46,7 @@ def test_layout_does_not_matter(case: Case, layout: str, backend: str, nan_fille
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_thread_count_does_not_matter(case: Case, dtype: torch.dtype) -> None:
-    needs("native", case.op, dtype)
+    NATIVE.need(case.op, dtype)
     args = case.make(dtype, "contiguous")
     two = testing.run(case.function, args, backend="native")
     torch.set_num_threads(1)
@@ -96,7 +92,7 @@ print("as exact as the reference")
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(level: str, request: pytest.FixtureRequest) -> None:
     """The kernels of older processors are the same source compiled again: run them too."""
-    needs("native", "score", torch.float32)
+    NATIVE.need()
     result = subprocess.run(
         [sys.executable, "-c", SIMD_SCRIPT, str(request.path.parent), level],
         env={**os.environ, "GPM_CORE_SIMD": level},

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import targets
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from targets import Target
 
-import gpm_core
 from gpm_core import ops, testing
 
-BACKENDS = ("native", "reference")
-
-
-@pytest.fixture(params=BACKENDS, autouse=True)
-def chosen_backend(request: pytest.FixtureRequest):
-    with gpm_core.backend(request.param):
+@pytest.fixture(params=targets.params(targets.ALL), autouse=True)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """All tests of this file compute with every backend, on its device."""
+    request.param.need()
+    with request.param.chosen():
         yield request.param
 
 
@@ -158,7 +159,7 @@ def test_cycle_by_hand() -> None:
 )
 @pytest.mark.parametrize("scaled", [False, True])
 def test_exact_symmetries(
-    dtype: torch.dtype, shape: tuple[int, ...], scaled: bool, chosen_backend: str
+    dtype: torch.dtype, shape: tuple[int, ...], scaled: bool, target: Target
 ) -> None:
     v = testing.make_tensor(*shape, dtype=dtype)
     scale = (
@@ -173,7 +174,7 @@ def test_exact_symmetries(
     assert torch.equal(ops.cross_score_matrix(v, w, scale), -ops.cross_score_matrix(w, v, scale).mT)
     crossed = ops.cross_probability_matrix(v, w, scale)
     reverse = ops.cross_probability_matrix(w, v, scale)
-    if chosen_backend == "reference":
+    if target == targets.REFERENCE:
         torch.testing.assert_close(crossed + reverse.mT, torch.ones_like(crossed))
     else:
         assert torch.equal(crossed + reverse.mT, torch.ones_like(crossed))
@@ -182,10 +183,10 @@ def test_exact_symmetries(
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(16, 8), (40, 6), (20, 7, 4), (2, 150, 4)], ids=str)
 def test_operations_agree_to_the_last_bit(
-    dtype: torch.dtype, shape: tuple[int, ...], chosen_backend: str
+    dtype: torch.dtype, shape: tuple[int, ...], target: Target
 ) -> None:
     """A pair has one score, whichever operation computes it, in whatever batch."""
-    if chosen_backend == "reference":
+    if target == targets.REFERENCE:
         pytest.skip("plain PyTorch may sum blocks in another order for another shape")
     v = testing.make_tensor(*shape, dtype=dtype)
     matrix = ops.score_matrix(v)
@@ -200,11 +201,13 @@ def test_operations_agree_to_the_last_bit(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("offset", [0, 1], ids=["aligned", "misaligned"])
 def test_large_results_agree_with_their_parts(
-    dtype: torch.dtype, offset: int, chosen_backend: str
+    dtype: torch.dtype, offset: int, target: Target
 ) -> None:
     """From 16 MiB on results go past the caches if aligned; a part is small and does not."""
-    if chosen_backend == "reference":
+    if target == targets.REFERENCE:
         pytest.skip("plain PyTorch has one way to write")
+    if target == targets.TRITON_INTERPRETED:
+        pytest.skip("minutes of interpretation, of kernels that have one way to write")
     size = 2048
     v, w = (
         testing.make_tensor(size, 4, dtype=dtype),
@@ -222,7 +225,7 @@ def test_large_results_agree_with_their_parts(
         assert torch.equal(crossed(v, w), parts)
 
 
-def test_small_probabilities_keep_their_digits(chosen_backend: str) -> None:
+def test_small_probabilities_keep_their_digits(target: Target) -> None:
     """Down to subnormal numbers, where 1 - sigmoid(x) would be zero long before."""
     x = torch.linspace(0, 100, 41, dtype=torch.float64)
     a = torch.stack((-x, torch.zeros_like(x)), dim=-1).float()
@@ -231,7 +234,7 @@ def test_small_probabilities_keep_their_digits(chosen_backend: str) -> None:
     expected = torch.sigmoid(-x)
     normal = expected > torch.finfo(torch.float32).tiny
     assert ((p - expected).abs() / expected)[normal].max() < 4e-7
-    if chosen_backend == "native":  # PyTorch's sigmoid stops at the smallest normal number
+    if target == targets.NATIVE:  # PyTorch's sigmoid stops at the smallest normal number
         assert ((p - expected).abs())[~normal].max() <= 2 * 2.0**-149
         assert (p > 0).all()
 
@@ -276,29 +279,35 @@ def test_score_is_bilinear(rows: int, columns: int, blocks: int, seed: int, scal
 
 
 LARGE_SCRIPT = """
-import torch, gpm_core
+import sys, torch, gpm_core
 rows, columns = 46400, 46400            # 2,152,960,000 results, above 2^31
 angles = torch.rand(rows, generator=torch.Generator().manual_seed(0)) * 6.28
-v = torch.stack((angles.cos(), angles.sin()), dim=-1).half()
-p = gpm_core.ops.probability_matrix(v)
-assert p.numel() > 2**31
-for i, j in [(0, 1), (46399, 46398), (46399, 0), (46000, 46399), (12345, 45678)]:
-    assert torch.equal(p[i, j], gpm_core.ops.probability_matrix(v[[i, j]])[0, 1]), (i, j)
-    assert p[i, j] + p[j, i] == 1
+v = torch.stack((angles.cos(), angles.sin()), dim=-1).half().to(sys.argv[2])
+with gpm_core.backend(sys.argv[1]):
+    p = gpm_core.ops.probability_matrix(v)
+    assert p.numel() > 2**31
+    for i, j in [(0, 1), (46399, 46398), (46399, 0), (46000, 46399), (12345, 45678)]:
+        assert torch.equal(p[i, j], gpm_core.ops.probability_matrix(v[[i, j]])[0, 1]), (i, j)
+        assert p[i, j] + p[j, i] == 1
 print("right", p.numel())
 """
 
 
-def test_more_than_two_to_the_31_results(chosen_backend: str) -> None:
+def test_more_than_two_to_the_31_results(target: Target) -> None:
     """Index arithmetic in 64 bits, in a process of its own that gives its 4 GiB back."""
-    if chosen_backend == "reference":
+    if target == targets.REFERENCE:
         pytest.skip("PyTorch's own indexing is not what is tested")
+    if target in (targets.CUDA_HOST, targets.TRITON_INTERPRETED):
+        pytest.skip("so many would take hours there; test_huge_strides has places beyond 2^31")
     meminfo = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(meminfo["MemAvailable"].split()[0]) // 2**20
     if available < 7:
         pytest.skip(f"needs 7 GiB of free memory, there are {available}")
     result = subprocess.run(
-        [sys.executable, "-c", LARGE_SCRIPT], capture_output=True, text=True, check=False
+        [sys.executable, "-c", LARGE_SCRIPT, target.backend, target.device],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert "right" in result.stdout, result.stderr
 
@@ -311,3 +320,6 @@ def test_huge_strides() -> None:
     assert ops.score_matrix(v).tolist() == [[0.0, 1.0], [-1.0, 0.0]]
     assert ops.score(v[0], v[1]) == 1
     assert ops.normalize(v).equal(v.clone())
+    out = torch.empty(2**31 + 64, dtype=torch.float16).as_strided((2, 2), (2**31 + 8, 1))
+    assert ops.score_matrix(v, out=out).tolist() == [[0.0, 1.0], [-1.0, 0.0]]
+    assert ops.cross_score_matrix(v, v, out=out.zero_()).tolist() == [[0.0, 1.0], [-1.0, 0.0]]

@@ -1,6 +1,8 @@
 // What tests ask of the stand-in for the GPU.
 #pragma once
 
+#include <vector>
+
 #include "cuda_host/runtime.h"
 
 namespace gpm::cuda::cuda_host {
@@ -29,13 +31,19 @@ class Buffers {
 void find_races(bool wanted);
 
 struct Count {
-  int64_t bytes = 0;            // asked for by threads
-  int64_t sectors = 0;          // of 32 bytes, each counted once in a block
-  int64_t requests = 0;         // of warps: the n-th accesses of their threads are one
-  int64_t request_sectors = 0;  // in all requests together
+  int64_t bytes = 0;             // asked for by threads
+  int64_t sectors = 0;           // of 32 bytes, each counted once in a block
+  int64_t distinct_sectors = 0;  // each counted once in all blocks and launches
+  int64_t requests = 0;          // of warps: the n-th accesses of their threads are one
+  int64_t request_sectors = 0;   // in all requests together
+};
+struct Launch {
+  int64_t blocks, shared_bytes;
+  int threads;
 };
 struct Traffic {
   Count read, written;
+  std::vector<Launch> launches;
 };
 void start_traffic();
 Traffic stop_traffic();
