@@ -35,7 +35,7 @@ def run(
     *command: str | Path, cwd: Path, path: Path | None = None, **environment: str
 ) -> tuple[int, str]:
     """Exit status and both output streams, without compiler flags or wishes from outside."""
-    drop = ("GPM_CORE_", "CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_", "PYTHONPATH")
+    drop = ("GPM_CORE_", "TRITON_", "CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_", "PYTHONPATH")
     env = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     if path is not None:
         env["PYTHONPATH"] = str(path)
@@ -166,12 +166,10 @@ def setup_py(source: Path, choice: str, **environment: str) -> tuple[int, str]:
     )
 
 
-def test_cuda_where_there_are_no_cuda_kernels(source: Path) -> None:
-    if (source / "csrc" / "cuda").is_dir():
-        pytest.skip("this version has CUDA kernels")
-    status, output = setup_py(source, "cuda")
+def test_cuda_without_a_compiler_for_it(source: Path) -> None:
+    status, output = setup_py(source, "cuda", CUDACXX="no-such-nvcc")
     assert status != 0
-    assert "GPM_CORE_BUILD=cuda: this version has no CUDA kernels; use cpu or auto" in output
+    assert "GPM_CORE_BUILD=cuda: no nvcc on PATH; set CUDACXX, or use cpu or auto" in output
 
 
 def test_without_a_compiler(source: Path, tmp_path: Path) -> None:
@@ -238,16 +236,24 @@ def test_compile_commands(commands: dict[Path, list[str]]) -> None:
     for file, lines in commands.items():
         for line in lines:
             assert not FORBIDDEN.search(line), line
-            assert "-ffp-contract=off" in line, f"{file}: a fused product breaks antisymmetry"
+            apart = "-fmad=false" if file.suffix == ".cu" else "-ffp-contract=off"
+            assert apart in line, f"{file}: a fused product breaks antisymmetry"
             assert "-fvisibility=hidden" in line
             assert " -O3" in line
 
 
 def test_every_source_is_compiled(commands: dict[Path, list[str]]) -> None:
     """CMakeLists.txt is the only list of sources; a file that is not in it would be dead."""
-    listed = set(commands)
-    there = {p.relative_to(REPOSITORY) for p in REPOSITORY.glob("csrc/cpu/**/*.cpp")}
-    assert there | {Path("python/bindings.cpp")} == listed
+    compiled = ["*.cpp"] if shutil.which("nvcc") is None else ["*.cpp", "*.cu"]
+    there = {p.relative_to(REPOSITORY) for c in compiled for p in REPOSITORY.glob(f"csrc/**/{c}")}
+    assert there | {Path("python/bindings.cpp")} == set(commands)
+
+
+def test_machine_code_for_every_generation(commands: dict[Path, list[str]]) -> None:
+    """From Ampere on, and PTX that drivers compile for what comes later."""
+    for line in (x for file, lines in commands.items() if file.suffix == ".cu" for x in lines):
+        for code in ("sm_80", "sm_90", "sm_100", "compute_100"):
+            assert re.search(rf"code=\[[^]]*\b{code}\b", line), line
 
 
 def test_only_kernels_use_more_than_the_baseline(commands: dict[Path, list[str]]) -> None:

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(kPairs) backward(PreferenceLossBackward args) 
   using T = Wide<S>;
   const int64_t first = int64_t(blockIdx.x) * kPairs, mine = first + threadIdx.x;
   const T z = logit<S>(args, mine);
-  __syncthreads();  // the embeddings in shared memory have been read
+  // In place of the first column of embeddings, of which each number was this thread's alone.
   T* grads = shared_memory<T>();
   if (mine < args.rows) grads[threadIdx.x] = pull_logit<S>(args, mine, z);
   __syncthreads();

@@ -44,8 +44,9 @@ class HostKernels(Kernels):
         return None if dtype in CODES else f"has no kernels for {dtype}"
 
 
-def _build() -> str | None:
-    """Bring the module up to date; why that cannot be, or None."""
+@cache
+def configure() -> str | None:
+    """Prepare the build; why that cannot be, or None."""
     try:
         import cmake
         import ninja
@@ -54,28 +55,46 @@ def _build() -> str | None:
         return f"{error} (pip install cmake ninja pybind11)"
     if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         return "no C++ compiler was found"
-    command = str(Path(cmake.CMAKE_BIN_DIR) / "cmake")
-    configure = [command, "-S", REPOSITORY, "-B", BUILD, "-G", "Ninja", "-DGPM_TESTS=ON"]
-    configure += [
+    _run(
+        Path(cmake.CMAKE_BIN_DIR) / "cmake",
+        *("-S", REPOSITORY, "-B", BUILD, "-G", "Ninja", "-DGPM_TESTS=ON"),
         f"-DCMAKE_MAKE_PROGRAM={Path(ninja.BIN_DIR) / 'ninja'}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DPython_EXECUTABLE={sys.executable}",
-    ]
-    for step in (configure, [command, "--build", BUILD, "--target", "cuda_host_module"]):
-        result = subprocess.run(step, capture_output=True, text=True, check=False)
-        if "unknown target 'cuda_host_module'" in result.stdout + result.stderr:
-            return "no CUDA toolkit was found (its headers are needed)"
-        if result.returncode != 0:
-            raise RuntimeError(f"{step} failed:\n{result.stdout}\n{result.stderr}")
+    )
+    if toolkit_include() is None:
+        return "no CUDA toolkit was found (its headers are needed)"
     return None
+
+
+def toolkit_include() -> Path | None:
+    """Where the CUDA toolkit's headers are, as CMake found them."""
+    note = BUILD / "tests" / "cuda_host" / "toolkit_include"
+    return Path(note.read_text()) if note.exists() else None
+
+
+def build(*targets: str) -> None:
+    """Bring targets of the C++ tests up to date."""
+    import cmake
+
+    _run(Path(cmake.CMAKE_BIN_DIR) / "cmake", "--build", BUILD, "--target", *targets)
+
+
+def _run(*command: str | Path) -> None:
+    result = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        raise RuntimeError(f"{command} failed:\n{result.stdout}\n{result.stderr}")
 
 
 @cache
 def module() -> ModuleType | str:
     """The compiled module, or the reason why there is none."""
-    reason = _build()
+    reason = configure()
     if reason is not None:
         return reason
+    build("cuda_host_module")
     (path,) = (BUILD / "tests" / "cuda_host").glob("gpm_cuda_host.*.so")
     spec = importlib.util.spec_from_file_location("gpm_cuda_host", path)
     assert spec is not None
