@@ -4,13 +4,15 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt setup.py $(shell find csrc python -type f)
 
-.PHONY: help demo test lint test-cpp test-python format bench clean
+.PHONY: help demo test lint test-cpp test-python format bench bench-gpu kernels clean
 
 help:
-	@echo "make demo    train on cyclic preferences, align a policy, draw it (demo_output/)"
-	@echo "make test    style, types, C++ tests, Python tests"
-	@echo "make bench   speed against eager PyTorch, torch.compile and the paper's code"
-	@echo "make format  format all sources"
+	@echo "make demo       train on cyclic preferences, align a policy, draw it (demo_output/)"
+	@echo "make test       style, types, C++ tests, Python tests"
+	@echo "make bench      speed against eager PyTorch, torch.compile and the paper's code"
+	@echo "make bench-gpu  GPU tests, sanitizers and speed, in the environment of PYTHON (docs/gpu)"
+	@echo "make kernels    registers, occupancy and traffic of the GPU kernels (docs/kernels.md)"
+	@echo "make format     format all sources"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -37,11 +39,12 @@ lint: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 test-cpp: $(VENV)/installed
 	$(BIN)/cmake -S . -B build/cpp -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN)/ninja) \
-		-DGPM_TESTS=ON > /dev/null
+		-Dpybind11_DIR=$$($(BIN)/python -m pybind11 --cmakedir) \
+		-DPython_EXECUTABLE=$(abspath $(BIN)/python) -DGPM_TESTS=ON > /dev/null
 	$(BIN)/cmake --build build/cpp
 	$(BIN)/ctest --test-dir build/cpp --output-on-failure
 
@@ -51,10 +54,17 @@ test-python: $(VENV)/installed
 bench: $(VENV)/installed
 	$(BIN)/python -m pytest benchmarks --benchmark-only
 
+# Not in .venv, which has the CPU build of PyTorch: in the environment that PYTHON names.
+bench-gpu:
+	$(PYTHON) -m benchmarks.gpu --output docs/gpu $(BENCH_GPU)
+
+kernels: $(VENV)/installed
+	$(BIN)/python -m benchmarks.kernels --output docs/kernels.md
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h')
+	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 clean:
 	rm -rf $(VENV) build demo_output

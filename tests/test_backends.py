@@ -418,8 +418,8 @@ def test_environment_variable(name: str) -> None:
 def test_environment_variable_that_names_no_backend() -> None:
     output = python(REPORT, GPM_CORE_BACKEND="fast")
     assert (
-        "ValueError: GPM_CORE_BACKEND names the unknown backend 'fast'; known backends: native, triton, "
-        "reference"
+        "ValueError: GPM_CORE_BACKEND names the unknown backend 'fast'; known backends: native, "
+        "triton, reference"
     ) in output
     assert "score" not in output.splitlines()[-1]
 

@@ -35,7 +35,8 @@ def run(
     *command: str | Path, cwd: Path, path: Path | None = None, **environment: str
 ) -> tuple[int, str]:
     """Exit status and both output streams, without compiler flags or wishes from outside."""
-    drop = ("GPM_CORE_", "TRITON_", "CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS", "CMAKE_", "PYTHONPATH")
+    flags = ("CXXFLAGS", "CFLAGS", "CPPFLAGS", "LDFLAGS")
+    drop = ("GPM_CORE_", "TRITON_", *flags, "CMAKE_", "PYTHONPATH")
     env = {k: v for k, v in os.environ.items() if not k.startswith(drop)}
     if path is not None:
         env["PYTHONPATH"] = str(path)

@@ -80,7 +80,7 @@ def select(hidden: Tensor, positions: Tensor | None) -> Tensor:
     return hidden.gather(-2, index).squeeze(-2)
 
 
-def _check_positions(positions: Tensor, length: int) -> None:
+def check_positions(positions: Tensor, length: int) -> None:
     """Out-of-range positions raise on the CPU and fail a device assertion elsewhere."""
     valid = (positions >= 0) & (positions < length)
     if positions.device.type != "cpu":
@@ -111,7 +111,7 @@ def preference_embedding(
 ) -> tuple[Tensor, Tensor]:
     """Embedding (..., d) and, when normalized, the projection before it for the backward pass."""
     if positions is not None and not torch._C._are_functorch_transforms_active():
-        _check_positions(positions, hidden.shape[-2])
+        check_positions(positions, hidden.shape[-2])
     projection = _project(hidden, weight, positions, bias)
     if not normalized:
         return projection.to(hidden.dtype, copy=True), projection.new_empty(0)

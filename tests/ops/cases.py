@@ -11,7 +11,6 @@ import torch
 from gpm_core import ops
 from gpm_core.testing import make_tensor
 
-
 #: (dtype, layout, device) -> tensor
 Maker = Callable[[torch.dtype, str, str], torch.Tensor]
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 import pytest
+import targets
 import torch
+from targets import Target
 
 from gpm_core import ops
 from gpm_core.testing import make_tensor
@@ -136,13 +138,15 @@ def test_normalize() -> None:
 HIDDEN, WEIGHT = make_tensor(2, 5, 7), make_tensor(4, 7)
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize(
+    "target", targets.params((targets.NATIVE, targets.REFERENCE, targets.TRITON_INTERPRETED))
+)
 @pytest.mark.parametrize("value", [-1, 5, 2**40])
-def test_positions_out_of_range(value: int, backend: str) -> None:
-    import gpm_core
-
+def test_positions_out_of_range(value: int, target: Target) -> None:
+    """On a GPU they stop the kernel: tests/ops/test_gpu.py, tests/test_cuda_host.py."""
+    target.need()
     with (
-        gpm_core.backend(backend),
+        target.chosen(),
         pytest.raises(IndexError, match=rf"positions must lie in \[0, 5\).*got {value}"),
     ):
         ops.preference_embedding(HIDDEN, WEIGHT, torch.tensor([0, value]))

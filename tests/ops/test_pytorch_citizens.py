@@ -8,8 +8,10 @@ import sys
 import threading
 
 import pytest
+import targets
 import torch
 from cases import CASES, SMALL, Case
+from targets import Target
 
 import gpm_core
 from gpm_core import ops, testing
@@ -50,18 +52,22 @@ def test_traced_cases_cover_every_operation() -> None:
     assert {case.op for case in TRACED} == set(ops.__all__)
 
 
-def _doubles(case: Case) -> list[object]:
+def _doubles(case: Case, device: str = "cpu") -> list[object]:
     return [
         x.requires_grad_() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
-        for x in case.make(torch.float64, "contiguous")
+        for x in case.make(torch.float64, "contiguous", device)
     ]
 
 
-@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("target", targets.params(targets.ALL))
 @pytest.mark.parametrize("case", SMALL, ids=str)
-def test_gradcheck(case: Case, backend: str) -> None:
-    with gpm_core.backend(backend):
-        assert torch.autograd.gradcheck(case.function, _doubles(case))
+def test_gradcheck(case: Case, target: Target) -> None:
+    target.need(case.op, torch.float64)
+    # An interpreter takes its time: there, one random direction instead of every number.
+    fast = target == targets.TRITON_INTERPRETED
+    with gpm_core.backend(target.backend):
+        doubles = _doubles(case, target.device)
+        assert torch.autograd.gradcheck(case.function, doubles, fast_mode=fast)
 
 
 @pytest.mark.parametrize("case", TRACED, ids=str)
@@ -350,9 +356,12 @@ def test_no_fast_math_leaks_into_the_process() -> None:
     assert (tiny * 0.5).ne(0).all()
 
 
+@pytest.mark.parametrize("target", targets.params(targets.ALL))
 @pytest.mark.parametrize("case", [c for c in CASES if "(0" in c.label], ids=str)
-def test_gradients_of_empty_batches_are_zero_not_undefined(case: Case, nan_filled: None) -> None:
-    for backend in ("native", "reference"):
-        args = case.make(torch.float32, "contiguous")
-        for tensor in testing.run(case.function, args, backend=backend):
-            assert not tensor.isnan().any()
+def test_gradients_of_empty_batches_are_zero_not_undefined(
+    case: Case, target: Target, nan_filled: None
+) -> None:
+    target.need(case.op)
+    args = case.make(torch.float32, "contiguous", target.device)
+    for tensor in testing.run(case.function, args, backend=target.backend):
+        assert not tensor.isnan().any()

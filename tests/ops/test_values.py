@@ -17,6 +17,7 @@ from targets import Target
 
 from gpm_core import ops, testing
 
+
 @pytest.fixture(params=targets.params(targets.ALL), autouse=True)
 def target(request: pytest.FixtureRequest) -> Iterator[Target]:
     """All tests of this file compute with every backend, on its device."""

@@ -24,7 +24,7 @@ class Kernels(Rows, Matrices, Embedding):
 _missing: str | None = None
 _module: ModuleType | None = None
 try:
-    import gpm_core._C as _module  # type: ignore[no-redef]
+    import gpm_core._C as _module
 except ModuleNotFoundError:
     _missing = "gpm_core._C was not built (GPM_CORE_BUILD=none, or no compiler at install time)"
 except ImportError as error:

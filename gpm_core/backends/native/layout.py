@@ -52,3 +52,22 @@ def scale_rows(scale: Tensor | None) -> Tensor | None:
 def pointer(x: Tensor | None) -> int:
     """Address of a result, 0 where there is none."""
     return 0 if x is None or not x.numel() else x.data_ptr()
+
+
+def writable(out: Tensor) -> Tensor:
+    """A result (..., rows, columns) as (batch, rows, columns) with contiguous rows.
+
+    Where ``out`` has no such view it is a new tensor, and :func:`deliver` copies it.
+    """
+    shape = (out.shape[:-2].numel(), *out.shape[-2:])
+    try:
+        view = out.view(shape)
+    except RuntimeError:
+        return out.new_empty(shape)
+    return view if shape[-1] == 1 or view.stride(2) == 1 else out.new_empty(shape)
+
+
+def deliver(result: Tensor, out: Tensor) -> None:
+    """Copy a result that :func:`writable` could not place in ``out``."""
+    if result.data_ptr() != out.data_ptr():
+        out.copy_(result.view(out.shape))

@@ -7,7 +7,6 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-
 #: Numbers of the dtypes in ``gpm::DType``.
 CODES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 

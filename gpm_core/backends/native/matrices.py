@@ -8,29 +8,13 @@ from gpm_core.backends.native.layout import (
     address,
     as_batch,
     batch_address,
+    deliver,
     empty_like,
     pointer,
     scale_rows,
+    writable,
 )
 from gpm_core.backends.native.library import Library
-
-
-def _writable(out: Tensor) -> Tensor:
-    """A result (..., rows, columns) as (batch, rows, columns) with contiguous rows.
-
-    Where ``out`` has no such view it is a new tensor, and :func:`_deliver` copies it.
-    """
-    shape = (out.shape[:-2].numel(), *out.shape[-2:])
-    try:
-        view = out.view(shape)
-    except RuntimeError:
-        return out.new_empty(shape)
-    return view if shape[-1] == 1 or view.stride(2) == 1 else out.new_empty(shape)
-
-
-def _deliver(result: Tensor, out: Tensor) -> None:
-    if result.data_ptr() != out.data_ptr():
-        out.copy_(result.view(out.shape))
 
 
 class Matrices:
@@ -42,7 +26,7 @@ class Matrices:
     def _square(self, name: str, v: Tensor, scale: Tensor | None, out: Tensor, *tau: float) -> None:
         if out.numel() == 0:
             return
-        batch, scales, result = as_batch(v), scale_rows(scale), _writable(out)
+        batch, scales, result = as_batch(v), scale_rows(scale), writable(out)
         self._library.run(
             name,
             v,
@@ -52,7 +36,7 @@ class Matrices:
             *batch_address(result),
             *tau,
         )
-        _deliver(result, out)
+        deliver(result, out)
 
     def _square_backward(
         self, name: str, grad: Tensor, v: Tensor, scale: Tensor | None, *tau: float
@@ -110,7 +94,7 @@ class Matrices:
     ) -> None:
         if out.numel() == 0:
             return
-        first, second, scales, result = as_batch(a), as_batch(b), scale_rows(scale), _writable(out)
+        first, second, scales, result = as_batch(a), as_batch(b), scale_rows(scale), writable(out)
         self._library.run(
             name,
             a,
@@ -122,7 +106,7 @@ class Matrices:
             *batch_address(result),
             *tau,
         )
-        _deliver(result, out)
+        deliver(result, out)
 
     def _cross_backward(
         self, name: str, grad: Tensor, a: Tensor, b: Tensor, scale: Tensor | None, *tau: float
