@@ -1,5 +1,10 @@
 """Compiled kernels; addresses are ``Tensor.data_ptr()``, 0 for an absent tensor."""
 
+from types import ModuleType
+
+#: Launches of CUDA kernels, by the same names; only there where they were built.
+cuda: ModuleType
+
 def build_info() -> dict[str, object]: ...
 def advise_huge_pages(address: int, size: int) -> None: ...
 def normalize(*args: float) -> None: ...

@@ -14,7 +14,16 @@ from gpm_core import backends, ops
 from gpm_core._version import __version__
 from gpm_core.backends import native
 
-_PACKAGES = ("torch", "transformers", "safetensors", "pyarrow", "scipy", "matplotlib", "tqdm")
+_PACKAGES = ("torch", "triton", "transformers", "safetensors", "pyarrow", "scipy", "matplotlib")
+    "torch",
+    "triton",
+    "transformers",
+    "safetensors",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "tqdm",
+)
 _DTYPES = {
     "float64": torch.float64,
     "float32": torch.float32,
@@ -31,7 +40,8 @@ def _versions() -> Iterator[tuple[str, str]]:
         try:
             yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield package, 'not installed (pip install "gpm_core[train]")'
+            extra = "triton" if package == "triton" else "train"
+            yield package, f'not installed (pip install "gpm_core[{extra}]")'
     yield "devices", ", ".join(["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
 
 
@@ -48,8 +58,16 @@ def _build() -> Iterator[tuple[str, str]]:
     yield "compiler", str(info["compiler"])
     yield "OpenMP", str(info["openmp"])
     yield "SIMD level", str(info["simd"])
-    yield "CUDA", str(info["cuda"] or "not built")
+    yield "CUDA", _cuda(info)
     yield "threads", f"{torch.get_num_threads()} (torch.set_num_threads)"
+
+
+def _cuda(info: dict[str, object]) -> str:
+    if info["cuda"] is None:
+        return "not built"
+    architectures = info["cuda_architectures"]
+    assert isinstance(architectures, list)
+    return f"{info['cuda']}, for {', '.join(architectures)}"
 
 
 def _operations(device: str, dtype: torch.dtype) -> Iterator[tuple[str, str, str]]:
