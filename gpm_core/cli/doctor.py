@@ -14,15 +14,9 @@ from gpm_core import backends, ops
 from gpm_core._version import __version__
 from gpm_core.backends import native
 
-_PACKAGES = ("torch", "triton", "transformers", "safetensors", "pyarrow", "scipy", "matplotlib")
-    "torch",
-    "triton",
-    "transformers",
-    "safetensors",
-    "pyarrow",
-    "scipy",
-    "matplotlib",
-    "tqdm",
+_PACKAGES = (
+    *("torch", "triton", "transformers", "safetensors", "pyarrow"),
+    *("scipy", "matplotlib", "tqdm"),
 )
 _DTYPES = {
     "float64": torch.float64,
