@@ -217,13 +217,14 @@ def most_moved(one: Traffic) -> float:
     if "matrix" not in one.operation or "16 x 16" in one.size:
         return 1.01  # blocks share nothing
     width = 64 if "d = 64" in one.size else 8
+    edges = 1.2 if "300" in one.size else 1  # tiles that are not full, rows within a sector
     if one.operation.endswith("_backward"):
         # The gradient for its row and for its column, for each 32 columns of embeddings, and 64
         # embeddings for a tile of 64 x 64.
-        return 2 * math.ceil(width / 32) * (1 + width / 64)
-    # 128 embeddings for 64 x 64 results, or twice as many, and rows that begin within a sector.
+        return 2 * math.ceil(width / 32) * (1 + width / 64) * edges
+    # 128 embeddings for 64 x 64 results, or twice as many.
     results = 4096 if one.operation.startswith("cross") else 8192
-    return (1 + 128 * width / results) * (1.2 if "300" in one.size else 1)
+    return (1 + 128 * width / results) * edges
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

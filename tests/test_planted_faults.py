@@ -111,8 +111,8 @@ FAULTS = [
         "preference_loss",
         "preference_loss",
         "pairs.cuh",
-        "return (2 * columns + columns / 2)",
-        "return (2 * columns + columns / 2 - 1)",
+        "return columns * kPairPitch",
+        "return (columns - 1) * kPairPitch",
         "shared memory",
     ),
     Fault(

@@ -24,9 +24,10 @@ struct Pairs {
 
 // Bytes of shared memory that score_pairs needs.
 template <class S>
-int64_t pairs_bytes(int64_t width) {
-  const int64_t columns = width < kChunk ? width : kChunk;
-  return (2 * columns + columns / 2) * kPairPitch * int64_t(sizeof(Wide<S>));
+int64_t pairs_bytes(int64_t width, const Rows& scale) {
+  const int64_t embeddings = width < kChunk ? width : kChunk;
+  const int64_t columns = 2 * embeddings + (scale.data ? embeddings / 2 : 0);
+  return columns * kPairPitch * int64_t(sizeof(Wide<S>));
 }
 
 // Score of the pair `first` + threadIdx.x, block by block in the order of the definition, so that

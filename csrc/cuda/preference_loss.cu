@@ -86,7 +86,8 @@ void preference_loss(const PreferenceLoss& args, Stream stream) {
       "preference_loss", stream, args.dtype, {{"pairs", args.rows}, {"width", args.width}}};
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
-    launch(call, forward<S>, ceil_div(args.rows, kPairs), kPairs, pairs_bytes<S>(args.width), args);
+    launch(call, forward<S>, ceil_div(args.rows, kPairs), kPairs,
+           pairs_bytes<S>(args.width, args.scale), args);
   });
 }
 
@@ -97,8 +98,8 @@ void preference_loss_backward(const PreferenceLossBackward& args, Stream stream)
                   {{"pairs", args.rows}, {"width", args.width}}};
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
-    launch(call, backward<S>, ceil_div(args.rows, kPairs), kPairs, pairs_bytes<S>(args.width),
-           args);
+    launch(call, backward<S>, ceil_div(args.rows, kPairs), kPairs,
+           pairs_bytes<S>(args.width, args.scale), args);
   });
 }
 

@@ -33,22 +33,31 @@ template <class S, bool kSubtract>
 __device__ __forceinline__ void load_gradient(const Batch& grad, const Tile& tile,
                                               bool rows_are_mine, Wide<S>* g) {
   constexpr int V = kVector<S>;
-  const bool aligned = is_aligned<S>(grad, tile.batch);
   const int64_t row0 = rows_are_mine ? tile.row : tile.column;
   const int64_t column0 = rows_are_mine ? tile.column : tile.row;
   const int rows = rows_are_mine ? tile.rows : tile.columns;
   const int columns = rows_are_mine ? tile.columns : tile.rows;
   const int row_step = rows_are_mine ? 1 : kPitch, column_step = rows_are_mine ? kPitch : 1;
+  const auto put = [&](int r, int c, Wide<S> number) {
+    Wide<S>& place = g[r * row_step + c * column_step];
+    place = kSubtract ? place - number : number;
+  };
+  if (!is_aligned<S>(grad, tile.batch)) {
+    // Number by number, so that neighbouring threads still read neighbouring numbers.
+    for (int n = threadIdx.x; n < kTile * kTile; n += kTileThreads) {
+      const int r = n / kTile, c = n % kTile;
+      const bool inside = r < rows && c < columns;
+      put(r, c, inside ? widen(read(row<S>(grad, tile.batch, row0 + r) + column0 + c)) : 0);
+    }
+    return;
+  }
   for (int n = threadIdx.x; n < kTile * (kTile / V); n += kTileThreads) {
     const int r = n / (kTile / V), c = n % (kTile / V) * V;
     Wide<S> numbers[V] = {};
     if (r < rows && c < columns)
-      load(row<S>(grad, tile.batch, row0 + r) + column0 + c, columns - c, aligned, numbers);
+      load(row<S>(grad, tile.batch, row0 + r) + column0 + c, columns - c, true, numbers);
 #pragma unroll
-    for (int i = 0; i < V; ++i) {
-      Wide<S>& place = g[r * row_step + (c + i) * column_step];
-      place = kSubtract ? place - numbers[i] : numbers[i];
-    }
+    for (int i = 0; i < V; ++i) put(r, c + i, numbers[i]);
   }
 }
 

@@ -68,7 +68,8 @@ void run_matrix_backward(const char* op, const MatrixBackward& args, Stream stre
              Together<MatrixBackward>{args, static_cast<int>(together)});
       return;
     }
-    if constexpr (sizeof(T) == 4) {  // 32 columns of doubles would not fit into shared memory
+    if constexpr (sizeof(T) == 4) {  // more columns of doubles would not fit into shared memory
+      if (args.width > 32) return launch_pull<S, Output, 64, kSquare>(call, args);
       if (args.width > 8) return launch_pull<S, Output, 32, kSquare>(call, args);
     }
     launch_pull<S, Output, 8, kSquare>(call, args);

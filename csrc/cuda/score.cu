@@ -33,7 +33,8 @@ void score(const Score& args, Stream stream) {
   const Call call{"score", stream, args.dtype, {{"pairs", args.rows}, {"width", args.width}}};
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
-    launch(call, forward<S>, ceil_div(args.rows, kPairs), kPairs, pairs_bytes<S>(args.width), args);
+    launch(call, forward<S>, ceil_div(args.rows, kPairs), kPairs,
+           pairs_bytes<S>(args.width, args.scale), args);
   });
 }
 

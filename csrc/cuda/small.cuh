@@ -119,6 +119,37 @@ __global__ void __launch_bounds__(kSmallThreads) small_matrices(Together<Matrix>
   }
 }
 
+// g = the gradients of this thread's pairs; of square matrices less that of the pair exchanged,
+// since s(i > j) and s(j > i) are one number with two signs.
+template <class S, bool kSquare>
+__device__ __forceinline__ void load_small_gradient(const MatrixBackward& args,
+                                                    const SmallSets<S>& sets, Wide<S>* g) {
+  using T = Wide<S>;
+  T exchanged[kSmallEach];
+#pragma unroll
+  for (int e = 0; e < kSmallEach; ++e) {
+    const int n = threadIdx.x + e * kSmallThreads;
+    if (n >= sets.pairs()) break;
+    const int m = n / (sets.rows * sets.columns), i = n / sets.columns - m * sets.rows;
+    g[n] = widen(read(row<S>(args.grad, sets.first + m, i) + n % sets.columns));
+  }
+  if constexpr (!kSquare) return;
+  __syncthreads();
+#pragma unroll
+  for (int e = 0; e < kSmallEach; ++e) {
+    const int n = threadIdx.x + e * kSmallThreads;
+    if (n >= sets.pairs()) break;
+    const int i = n / sets.columns % sets.rows, j = n % sets.columns;
+    exchanged[e] = g[n - n % (sets.rows * sets.columns) + j * sets.columns + i];
+  }
+  __syncthreads();
+#pragma unroll
+  for (int e = 0; e < kSmallEach; ++e) {
+    const int n = threadIdx.x + e * kSmallThreads;
+    if (n < sets.pairs()) g[n] -= exchanged[e];
+  }
+}
+
 // Gradients of block l of row r of one set: sums over the other set's rows.
 template <class S, bool kSquare>
 __device__ __forceinline__ void small_pull(const Together<MatrixBackward>& args,
@@ -157,17 +188,13 @@ __global__ void __launch_bounds__(kSmallThreads)
   const Output<S> output(args.tau);
   T sums[kSmallEach];
   if constexpr (!Output<S>::kConstantSlope) sets.scores(args, sums);
+  load_small_gradient<S, kSquare>(args, sets, g);
+  if constexpr (!Output<S>::kConstantSlope)
 #pragma unroll
-  for (int e = 0; e < kSmallEach; ++e) {
-    const int n = threadIdx.x + e * kSmallThreads;
-    if (n >= sets.pairs()) break;
-    const int m = n / (sets.rows * sets.columns), i = n / sets.columns - m * sets.rows;
-    const int j = n % sets.columns;
-    T grad = widen(read(row<S>(args.grad, sets.first + m, i) + j));
-    // s(i > j) and s(j > i) are one number with two signs.
-    if (kSquare) grad -= widen(read(row<S>(args.grad, sets.first + m, j) + i));
-    g[n] = Output<S>::kConstantSlope ? grad : grad * output.slope(sums[e]);
-  }
+    for (int e = 0; e < kSmallEach; ++e) {
+      const int n = threadIdx.x + e * kSmallThreads;
+      if (n < sets.pairs()) g[n] *= output.slope(sums[e]);
+    }
   for (int64_t column = 0; column < args.width; column += kSmallChunk) {
     const int chunk = at_most(args.width - column, kSmallChunk), blocks = chunk / 2;
     sets.stage_chunk(args, column, chunk);
