@@ -117,6 +117,7 @@ def _matrices(new: _Numbers) -> Iterator[Case]:
         (256, 16, 16, 8, False),
         (1, 512, 512, 8, False),
         (1, 300, 700, 8, False),
+        (2, 256, 256, 16, False),
         (2, 256, 256, 64, True),
     ]:
         small = rows == 16
@@ -127,8 +128,8 @@ def _matrices(new: _Numbers) -> Iterator[Case]:
         scale = new(batch, width // 2) if scaled else None
         a, b, grad = new(batch, rows, width), new(batch, columns, width), new(batch, rows, columns)
         size = f"{batch} x {rows} x {columns}, d = {width}" + (", scale" if scaled else "")
-        many = 32 if width > 8 and new.dtype != torch.float64 else 8
-        pull = "small_matrices_backward" if small else f"matrix_pull<{many}>"
+        columns_together = 8 if new.dtype == torch.float64 else {8: 8, 16: 32, 64: 64}[width]
+        pull = "small_matrices_backward" if small else f"matrix_pull<{columns_together}>"
         forward = ("small_matrices" if small else "matrix_tiles",)
         backward = (pull, "sum_partial") if scaled else (pull,)
         for kind, sets in [("", (a,)), ("cross_", (a, b))]:
