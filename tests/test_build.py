@@ -206,8 +206,8 @@ def test_no_dangerous_flags_are_written_down(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def commands(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Path, list[str]]:
-    """Source file -> the commands that compile it, as CMake hands them to the compiler."""
+def configured(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which CMake has prepared the build of the module."""
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None and not (Path(sys.executable).parent / tool).exists():
             pytest.skip(f"needs {tool}")
@@ -226,8 +226,14 @@ def commands(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Pat
         PATH=tools,
     )
     assert status == 0, output
+    return build
+
+
+@pytest.fixture(scope="module")
+def commands(source: Path, configured: Path) -> dict[Path, list[str]]:
+    """Source file -> the commands that compile it, as CMake hands them to the compiler."""
     result: dict[Path, list[str]] = {}
-    for entry in json.loads((build / "compile_commands.json").read_text()):
+    for entry in json.loads((configured / "compile_commands.json").read_text()):
         file = Path(entry["file"]).resolve().relative_to(source.resolve())
         result.setdefault(file, []).append(entry["command"])
     return result
@@ -248,6 +254,15 @@ def test_every_source_is_compiled(commands: dict[Path, list[str]]) -> None:
     compiled = ["*.cpp"] if shutil.which("nvcc") is None else ["*.cpp", "*.cu"]
     there = {p.relative_to(REPOSITORY) for c in compiled for p in REPOSITORY.glob(f"csrc/**/{c}")}
     assert there | {Path("python/bindings.cpp")} == set(commands)
+
+
+def test_users_of_the_library_find_what_it_was_built_with(
+    commands: dict[Path, list[str]], configured: Path
+) -> None:
+    """With CUDA kernels in it, the library's users link the CUDA runtime."""
+    with_cuda = any(file.suffix == ".cu" for file in commands)
+    config = (configured / "gpm_core-config.cmake").read_text()
+    assert f"if({str(with_cuda).upper()})\n  find_dependency(CUDAToolkit)\nendif()" in config
 
 
 def test_machine_code_for_every_generation(commands: dict[Path, list[str]]) -> None:
