@@ -8,6 +8,7 @@ kernels) and ``cuda`` (with them): that, or fail; ``none`` (pure Python).
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -22,12 +23,21 @@ CHOICES = ("auto", "cpu", "cuda", "none")
 CUDA = {"auto": "AUTO", "cpu": "OFF", "cuda": "ON"}
 
 
+def nvcc() -> str | None:
+    """The CUDA compiler, also where its usual folders are not on PATH."""
+    if command := os.environ.get("CUDACXX"):
+        return command if shutil.which(shlex.split(command)[0]) else None
+    folders = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    paths = [str(Path(folder) / "bin" / "nvcc") for folder in folders if folder]
+    return next(filter(None, map(shutil.which, ("nvcc", *paths))), None)
+
+
 def choice() -> str:
     """What GPM_CORE_BUILD asks for, ``none`` where ``auto`` finds no compiler."""
     value = os.environ.get("GPM_CORE_BUILD", "auto") or "auto"
     if value not in CHOICES:
         raise SystemExit(f"GPM_CORE_BUILD must be one of {', '.join(CHOICES)}; got {value!r}")
-    if value == "cuda" and not shutil.which(os.environ.get("CUDACXX", "nvcc")):
+    if value == "cuda" and nvcc() is None:
         raise SystemExit("GPM_CORE_BUILD=cuda: no nvcc on PATH; set CUDACXX, or use cpu or auto")
     if value == "auto" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++"))):
         print("warning: no C++ compiler found, gpm_core._C is left out", file=sys.stderr)
@@ -60,7 +70,9 @@ class CMakeBuild(build_ext):
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DPython_EXECUTABLE={sys.executable}",
         ]
-        subprocess.run(configure, check=True)
+        compiler = nvcc()
+        environment = {**os.environ, **({"CUDACXX": compiler} if compiler else {})}
+        subprocess.run(configure, check=True, env=environment)
         subprocess.run([cmake, "--build", str(build), "--target", "_C"], check=True)
         install = [cmake, "--install", str(build), "--component", "python", "--prefix", str(target)]
         subprocess.run([*install, "--strip"], check=True)

@@ -113,7 +113,7 @@ def check_positive(name: str, value: Any, like: Tensor, hint: str) -> Any:
         raise ValueError(f"{name} must be finite and above zero; got {value}. {hint}")
     if value < (2.0**-1022 if like.dtype == torch.float64 else 2.0**-126):
         raise ValueError(f"{name} must be a normal number in {like.dtype}; got {value}. {hint}")
-    return value
+    return value if isinstance(value, torch.SymFloat) else float(value)
 
 
 def check_tau(tau: Any, like: Tensor) -> Any:
