@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +20,16 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(REPOSITORY))  # benchmarks are not installed, and pytest may be called bare
 
 from benchmarks.gpu import __main__ as command  # noqa: E402
-from benchmarks.gpu import checks, environment, report, sanitizer, speed, timing, work  # noqa: E402
+from benchmarks.gpu import (  # noqa: E402
+    checks,
+    environment,
+    processes,
+    report,
+    sanitizer,
+    speed,
+    timing,
+    work,
+)
 from benchmarks.gpu.exercise import exercise  # noqa: E402
 from benchmarks.gpu.settings import Settings  # noqa: E402
 from gpm_core import ops  # noqa: E402
@@ -38,12 +51,15 @@ class FakeTimer:
         return 1.0
 
     def repeated(self, call: timing.Call, repeats: int) -> float:
-        return call() if repeats == 1 else self.once(call)
+        return self.once(call)
 
-    def capture(self, call: timing.Call, repeats: int) -> timing.Call | None:
+    def capture(self, call: timing.Call, repeats: int) -> Callable[[], float] | None:
         if self._refuse():
-            raise RuntimeError("operation not permitted when stream is capturing\nmore")
-        return lambda: repeats / 2
+            try:
+                raise RuntimeError("operation not permitted when stream is capturing\nmore")
+            finally:
+                raise RuntimeError("and then it could not be ended")
+        return lambda: 0.5
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +108,15 @@ def test_without_a_gpu_nothing_is_written(
     assert "bench-gpu needs a GPU: PyTorch" in message
     assert "is not a CUDA build" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_limits_of_time_are_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(command, "run", lambda settings, *others: seen.append(settings) or [])
+    arguments = ["--device", "cpu", "--output", str(tmp_path)]
+    assert command.main(arguments) == 0
+    assert command.main([*arguments, "--test-timeout", "7", "--sanitizer-timeout", "8.5"]) == 0
+    assert [(x.test_timeout, x.sanitizer_timeout) for x in seen] == [(1800, 1800), (7, 8.5)]
 
 
 def test_a_failed_step_is_told_everywhere(
@@ -225,6 +250,17 @@ def test_what_cannot_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert failed == f"score, small, float32, forward + backward, reference: not captured: {reason}"
 
 
+def test_float32_means_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 in what results are compared with would make right ones wrong."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        contest(monkeypatch)
+        assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_without_a_backend_there_is_nothing_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed.backends, "why_not", lambda *asked: "has no kernels")
     entries, failed = contest(monkeypatch)
@@ -254,6 +290,104 @@ def test_the_processor_s_clock() -> None:
     assert timer.once(lambda: calls.append(1)) > 0
     assert len(calls) == 8
     assert timer.capture(lambda: None, 3) is None
+
+
+class FakeGpu:
+    """What ``EventTimer`` asks of torch, and in which order. Streams have numbers; 0 is current."""
+
+    float32 = torch.float32
+
+    def __init__(self, broken: bool = False) -> None:
+        self.log: list[str] = []
+        self.cuda = self
+        self.stream_now = "stream 0"
+        self._streams = 0
+        self._broken = broken
+
+    def empty(self, *shape: int, dtype: torch.dtype, device: str) -> Any:
+        return SimpleNamespace(zero_=lambda: self.log.append("fill"))
+
+    def synchronize(self) -> None:
+        self.log.append("synchronize")
+
+    def _sleep(self, cycles: int) -> None:
+        assert cycles >= 1_000_000
+        self.log.append("sleep")
+
+    def Event(self, enable_timing: bool) -> Any:
+        return SimpleNamespace(
+            record=lambda: self.log.append("event"),
+            synchronize=lambda: self.log.append("wait"),
+            elapsed_time=lambda other: 500.0,
+        )
+
+    def Stream(self) -> Any:
+        self._streams += 1
+        return SimpleNamespace(name=f"stream {self._streams}", wait_stream=lambda other: None)
+
+    def current_stream(self) -> Any:
+        return SimpleNamespace(name=self.stream_now, wait_stream=lambda other: None)
+
+    def set_stream(self, stream: Any) -> None:
+        self.stream_now = stream.name
+
+    @contextlib.contextmanager
+    def stream(self, stream: Any) -> Iterator[None]:
+        before, self.stream_now = self.stream_now, stream.name
+        yield
+        self.stream_now = before
+
+    def CUDAGraph(self) -> Any:
+        return SimpleNamespace(replay=lambda: self.log.append("replay"))
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any, stream: Any) -> Iterator[None]:
+        before, self.stream_now = self.stream_now, stream.name
+        self.log.append("begin")
+        yield
+        self.log.append("end")
+        if self._broken:  # as torch.cuda.graph, which goes back to no stream then
+            raise RuntimeError("operation failed due to a previous error during capture")
+        self.stream_now = before
+
+    def call(self) -> None:
+        self.log.append(self.stream_now)
+
+
+def test_launches_are_hidden_behind_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu()
+    monkeypatch.setattr(timing, "torch", gpu)
+    timer = timing.EventTimer()
+    assert timer.once(gpu.call) == 0.5
+    assert gpu.log == ["synchronize", "fill", "sleep", "event", "stream 0", "event", "wait"]
+    gpu.log.clear()
+    assert timer.repeated(gpu.call, 2) == 0.25
+    assert gpu.log == ["synchronize", "event", "stream 0", "stream 0", "event", "wait"]
+
+
+def test_what_is_captured_is_warm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same call, at least twice, on the stream that captures: Triton has compiled all."""
+    gpu = FakeGpu()
+    monkeypatch.setattr(timing, "torch", gpu)
+    sample = timing.EventTimer().capture(gpu.call, 2)
+    assert gpu.log == [*["stream 1"] * 3, "begin", "stream 1", "stream 1", "end"]
+    assert gpu.stream_now == "stream 0"
+    gpu.log.clear()
+    assert sample is not None
+    assert sample() == 0.25
+    assert gpu.log == ["synchronize", "sleep", "event", "replay", "event", "wait"]
+
+
+def test_a_broken_capture_leaves_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = FakeGpu(broken=True)
+    monkeypatch.setattr(timing, "torch", gpu)
+    timer = timing.EventTimer()
+    for stream in ("stream 1", "stream 2"):
+        gpu.log.clear()
+        with pytest.raises(RuntimeError, match="previous error"):
+            timer.capture(gpu.call, 1)
+        assert gpu.stream_now == "stream 0"
+        assert gpu.log[0] == stream, "not the one of the broken capture"
 
 
 # -- bandwidth ---------------------------------------------------------------------------------
@@ -317,6 +451,63 @@ def test_nvidia_smi() -> None:
         environment.parse_nvidia_smi("No devices were found\n")
 
 
+def test_a_lost_gpu_loses_no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a fault in a kernel every question to CUDA is an error."""
+
+    def lost() -> int:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(environment.shutil, "which", lambda name: name)
+    monkeypatch.setattr(torch.cuda, "current_device", lost)
+    assert "illegal memory access" in environment.nvidia_smi()
+
+
+# -- processes ---------------------------------------------------------------------------------
+
+
+def test_a_process_is_told_of_and_sees_no_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = ["TRITON_INTERPRET", "GPM_CORE_BACKEND", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"]
+    for name in dropped:
+        monkeypatch.setenv(name, "1")
+    program = f"import os; print({set(dropped)} & set(os.environ), os.environ['ADDED']); exit(3)"
+    ended = processes.run_process([sys.executable, "-c", program], 60, keep=True, ADDED="4")
+    assert (ended.status, ended.output) == (3, "set() 4\n")
+
+
+def test_nothing_is_left_of_a_process_that_takes_too_long() -> None:
+    # A shell's children in the background do not hear of an interrupt.
+    program = "trap 'echo last words; exit' INT; sleep 60 & echo $!; wait"
+    ended = processes.run_process(["sh", "-c", program], 1.0, keep=True)
+    assert ended.status is None
+    assert ended.seconds < 30
+    child, words = ended.output.splitlines()
+    assert words == "last words"
+    state = Path("/proc", child, "stat")
+    for _ in range(100):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            if state.read_text().rpartition(")")[2].split()[0] not in "ZX":
+                time.sleep(0.05)
+                continue
+        return
+    pytest.fail("its child is still there")
+
+
+def test_an_interrupt_takes_the_process_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Interrupted(processes.subprocess.Popen):  # type: ignore[type-arg]
+        def wait(self, timeout: float | None = None) -> int:
+            started.append(self)
+            if timeout == 60:
+                raise KeyboardInterrupt
+            return super().wait(timeout)
+
+    monkeypatch.setattr(processes.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        processes.run_process(["sleep", "60"], 60)
+    assert started[0].returncode == -signal.SIGKILL
+
+
 # -- tests in a process ------------------------------------------------------------------------
 
 INNER_TESTS = """
@@ -328,35 +519,108 @@ def test_right():
     assert not {"TRITON_INTERPRET", "GPM_CORE_BACKEND"} & set(os.environ)
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["cuda", "triton"])
+@pytest.mark.parametrize("name", ["cuda", "tri::ton"])
 def test_no_kernels(name):
     pytest.skip("has no kernels")
 
 def test_of_the_processor():
     assert False, "not asked for"
 """
+SKIPPED = INNER_TESTS.replace("def test_right", "def do_nothing")
 
 
-def test_gpu_tests_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def inner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """Run the tests step on files with these contents."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setenv("GPM_CORE_BACKEND", "reference")
-    file = tmp_path / "test_inner.py"
-    file.write_text(INNER_TESTS)
-    settings = dataclasses.replace(CPU, tests=(str(file),))
-    summary = checks.run_tests(settings)
-    assert (summary["passed"], summary["failed"], summary["skipped"]) == (1, 0, 2)
-    assert list(summary["reasons of skips"].values()) == [2]
-    assert "failed step" not in summary
+    monkeypatch.setenv("PYTEST_ADDOPTS", "--no-such-option")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # they take a second to import
+    folder = tmp_path / "inner"
+    (folder / "some").mkdir(parents=True)
+    (folder / "pytest.ini").write_text("[pytest]\nmarkers = gpu\n")
+    settings = dataclasses.replace(CPU, root=folder, tests=("some",))
 
-    file.write_text(INNER_TESTS.replace("assert not {", "assert {"))
-    summary = checks.run_tests(settings)
-    assert summary["failed"] == 1
-    assert "test_right" in summary["failures"][0]
-    assert summary["failed step"] == "pytest ended with status 1"
+    def run_inner(**files: str) -> dict[str, Any]:
+        for name, text in files.items():
+            (folder / "some" / f"test_{name}.py").write_text(text)
+        return checks.run_tests(settings)
 
-    file.write_text(INNER_TESTS.replace("def test_right", "def do_nothing"))
-    summary = checks.run_tests(settings)
-    assert summary["failed step"] == "no test passed, so nothing was tested"
+    return run_inner
+
+
+def test_gpu_tests_are_counted_by_file(
+    inner: Callable[..., dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    summary = inner(
+        a=INNER_TESTS,
+        b=INNER_TESTS.replace("assert not {", "assert {"),
+        c="import os\n" + INNER_TESTS.replace("assert not {", "os._exit(7)\n    assert {"),
+        d="import nothing_of_this_name",
+        e="def test_of_the_processor(): assert False",
+        f=SKIPPED,
+    )
+    files = summary["files"]
+    assert {name: x["verdict"] for name, x in files.items()} == {
+        "some/test_a.py": "passed",
+        "some/test_b.py": "pytest ended with status 1",
+        "some/test_c.py": "pytest ended with status 7 and no results",
+        "some/test_f.py": "all skipped",
+    }
+    counts = [tuple(x[name] for name in ("passed", "failed", "skipped")) for x in files.values()]
+    assert counts == [(1, 0, 2), (0, 1, 2), (0, 0, 0), (0, 0, 2)]
+    assert (summary["passed"], summary["failed"], summary["skipped"]) == (1, 1, 6)
+    assert list(summary["reasons of skips"].values()) == [6]
+    (failure,) = summary["failures"]
+    assert "test_b::test_right" in failure
+    assert summary["failed step"] == (
+        "not collected: ERROR some/test_d.py; some/test_b.py: pytest ended with status 1; "
+        "some/test_c.py: pytest ended with status 7 and no results"
+    )
+    monkeypatch.setitem(command.STEPS, "tests", lambda settings: summary)
+    _, _, text = run(tmp_path / "out", "tests")
+    assert "`python -m pytest -m gpu -q FILE`, file by file: 1 passed, 1 failed, 6 skipped." in text
+    assert "| some/test_b.py | pytest ended with status 1 | 0 | 1 | 2 | " in text
+
+
+def test_where_no_gpu_test_passes_nothing_was_tested(
+    inner: Callable[..., dict[str, Any]],
+) -> None:
+    assert inner(a=SKIPPED)["failed step"] == "no test passed, so nothing was tested"
+    with pytest.raises(RuntimeError, match="pytest collected no tests for a GPU"):
+        inner(a="def test_of_the_processor(): assert False")
+
+
+JUNIT = """<?xml version="1.0" encoding="utf-8"?>
+<testsuites><testsuite><testcase classname="x" name="y"/></testsuite></testsuites>"""
+
+
+def test_tests_that_hang_cost_only_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What pytest wrote when it was interrupted is counted; what it did not write whole is not."""
+    texts = {"slow.py": JUNIT, "hung.py": "", "torn.py": JUNIT[:-20], "good.py": JUNIT}
+    for name in texts:
+        (tmp_path / name).touch()
+    limits = []
+
+    def fake(command: list[str], timeout: float, **others: Any) -> processes.Ended:
+        limits.append(timeout)
+        if "--collect-only" in command:
+            return processes.Ended(0, "\n".join(f"{name}::test" for name in texts))
+        name, results = command[-2], command[-1].removeprefix("--junitxml=")
+        if texts[name]:
+            Path(results).write_text(texts[name])
+        return processes.Ended(0 if name == "good.py" else None)
+
+    monkeypatch.setattr(checks, "run_process", fake)
+    summary = checks.run_tests(dataclasses.replace(CPU, root=tmp_path, test_timeout=9))
+    assert limits == [9] * 5
+    assert summary["passed"] == 2
+    verdicts = [(x["verdict"], x["passed"]) for x in summary["files"].values()]
+    late = "did not end within 9 s"
+    assert verdicts == [(late, 1), (late, 0), (late, 0), ("passed", 1)]
+    assert summary["failed step"] == f"slow.py: {late}; hung.py: {late}; torn.py: {late}"
 
 
 # -- sanitizers --------------------------------------------------------------------------------
@@ -453,6 +717,7 @@ import os, subprocess, sys
 start = sys.argv.index(sys.executable)
 options, program = sys.argv[1:start], sys.argv[start:]
 assert options[:2] == ["--tool", "memcheck"], options
+assert options[options.index("--launch-timeout") + 1] == "0", options
 assert os.environ["PYTORCH_NO_CUDA_MEMORY_CACHING"] == "1"
 print("========= COMPUTE-SANITIZER", flush=True)
 status = subprocess.run(program).returncode
@@ -466,7 +731,7 @@ def test_sanitizers_watch_the_exercise(tmp_path: Path, monkeypatch: pytest.Monke
     script.write_text(STAND_IN)
     monkeypatch.setattr(sanitizer, "TOOLS", {"memcheck": sanitizer.TOOLS["memcheck"]})
     settings = dataclasses.replace(
-        CPU, only="normalize", sanitizer=(sys.executable, str(script)), timeout=60
+        CPU, only="normalize", sanitizer=(sys.executable, str(script)), sanitizer_timeout=60
     )
     failed, written, text = run(tmp_path / "out", "sanitizer", settings=settings)
     assert failed == []
@@ -474,9 +739,45 @@ def test_sanitizers_watch_the_exercise(tmp_path: Path, monkeypatch: pytest.Monke
     assert tool["verdict"] == "clean", tool
     assert tool["calls"] == 4 * len(WORKS["normalize"].nasty)
     assert f"| memcheck | clean | 0 | 0 | {tool['calls']} |" in text
+    assert list(written["sanitizer"]["tools"]) == ["none", "memcheck"]
+    assert f"| none | clean | - | - | {tool['calls']} |" in text
+
+
+def test_the_exercise_runs_before_the_sanitizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the same way, so that what Triton and the driver compile is in their caches."""
+    asked = []
+    answers = iter(
+        [
+            processes.Ended(1, "Traceback\nRuntimeError: no"),
+            processes.Ended(None, OUT_OF_BOUNDS[: OUT_OF_BOUNDS.index("exercise")]),
+            processes.Ended(0, CLEAN),
+        ]
+    )
+
+    def fake(command: list[str], timeout: float, **others: Any) -> processes.Ended:
+        asked.append((command, timeout, others))
+        return next(answers)
+
+    monkeypatch.setattr(sanitizer, "run_process", fake)
+    monkeypatch.setattr(sanitizer, "TOOLS", {"memcheck": (), "synccheck": ()})
+    settings = dataclasses.replace(CPU, sanitizer=("the-sanitizer",), sanitizer_timeout=5)
+    summary = sanitizer.run_sanitizers(settings)
+    assert [program[0] for program, _, _ in asked] == [sys.executable, *["the-sanitizer"] * 2]
+    alone = asked[0]
+    for program, timeout, others in asked[1:]:
+        assert program[program.index(sys.executable) :] == alone[0]
+        assert (timeout, others) == alone[1:]
+    none, late, clean = summary["tools"].values()
+    assert none["verdict"] == "ended with status 1"
+    assert none["last lines"][-1] == "RuntimeError: no"
+    assert late["verdict"] == "did not end within 5 s"
+    assert len(late["reports"]) == 2, "what was found until then"
+    assert clean["verdict"] == "clean"
+    assert summary["failed step"] == "not clean: none, memcheck"
 
 
 def test_without_a_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sanitizer, "DEFAULT_HOME", str(tmp_path / "cuda"))
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.delenv("CUDA_HOME", raising=False)
@@ -485,6 +786,9 @@ def test_without_a_sanitizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     tool.parent.mkdir()
     tool.touch(mode=0o755)
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    assert sanitizer.find() == (str(tool),)
+    monkeypatch.delenv("CUDA_HOME")
+    monkeypatch.setattr(sanitizer, "DEFAULT_HOME", str(tmp_path))
     assert sanitizer.find() == (str(tool),)
 
 

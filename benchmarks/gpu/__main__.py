@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -70,12 +71,27 @@ def main(arguments: Sequence[str]) -> int:
         default="cuda",
         help="cpu: a rehearsal without a GPU; the numbers are the processor's",
     )
+    for name, what in (("test", "the tests of one file"), ("sanitizer", "one sanitizer")):
+        default = getattr(Settings, f"{name}_timeout")
+        parser.add_argument(
+            f"--{name}-timeout",
+            type=float,
+            default=default,
+            metavar="SECONDS",
+            help=f"that {what} may take (default: {default:.0f})",
+        )
     chosen = parser.parse_args(arguments)
     reason = why_no_gpu() if chosen.device == "cuda" else None
     if reason is not None:
         print(f"bench-gpu needs a GPU: {reason}. Nothing was written.", file=sys.stderr)
         return 2
-    settings = Settings(device=chosen.device, quick=chosen.quick, only=chosen.only)
+    settings = Settings(
+        device=chosen.device,
+        quick=chosen.quick,
+        only=chosen.only,
+        test_timeout=chosen.test_timeout,
+        sanitizer_timeout=chosen.sanitizer_timeout,
+    )
     steps = ["environment", *(name for name in STEPS if name in chosen.steps)]
     command = shlex.join(["python", "-m", "benchmarks.gpu", *arguments])
     failed = run(settings, steps, chosen.output, command)
@@ -86,4 +102,6 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    # An end like any other, so that no program that was started outlives this one.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     sys.exit(main(sys.argv[1:]))

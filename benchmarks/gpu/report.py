@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from benchmarks.gpu.sanitizer import ALONE, DEFAULT_HOME
 from benchmarks.gpu.speed import verdict
 
 Report = dict[str, Any]
@@ -97,8 +98,18 @@ def _answers(asked: dict[str, str] | str) -> str:
 
 
 def _tests(tests: Report) -> Iterator[str]:
-    counts = ", ".join(f"{tests[name]} {name}" for name in ("passed", "failed", "skipped"))
-    yield f"`{tests['command']}`: {counts}."
+    names = ("passed", "failed", "skipped")
+    counts = ", ".join(f"{tests[name]} {name}" for name in names)
+    yield f"`{tests['command']}`, file by file: {counts}."
+    yield ""
+    yield from _table(
+        ["file", "verdict", *names, "seconds"],
+        [
+            [file, result["verdict"], *(result[x] for x in names), f"{result['seconds']:,.0f}"]
+            for file, result in tests["files"].items()
+        ],
+        2,
+    )
     if tests["failures"]:
         yield from ("", "Failed:", "", *(f"- {_cell(text)}" for text in tests["failures"]))
     if tests["reasons of skips"]:
@@ -109,15 +120,26 @@ def _tests(tests: Report) -> Iterator[str]:
 
 def _sanitizer(sanitizer: Report) -> Iterator[str]:
     if not sanitizer["installed"]:
-        yield "compute-sanitizer is not installed: neither on PATH nor in CUDA_HOME/bin."
+        yield (
+            "compute-sanitizer is not installed: neither on PATH nor in CUDA_HOME/bin nor in "
+            f"{DEFAULT_HOME}/bin."
+        )
         return
-    yield "Every operation forward and backward, in all dtypes, over shapes that hurt."
+    yield (
+        "Every operation forward and backward, in all dtypes, over shapes that hurt: by itself "
+        f"({ALONE}), then under each tool."
+    )
     yield ""
     tools = sanitizer["tools"]
     yield from _table(
-        ["tool", "verdict", "errors", "warnings", "calls"],
+        ["tool", "verdict", "errors", "warnings", "calls", "seconds"],
         [
-            [name, tool["verdict"], *(tool.get(x, "-") for x in ("errors", "warnings", "calls"))]
+            [
+                name,
+                tool["verdict"],
+                *(tool.get(x, "-") for x in ("errors", "warnings", "calls")),
+                f"{tool['seconds']:,.0f}",
+            ]
             for name, tool in tools.items()
         ],
         2,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.exercise import LAST_LINE
-from benchmarks.gpu.settings import REPOSITORY, Settings, clean_environment
+from benchmarks.gpu.processes import Ended, run_process
+from benchmarks.gpu.settings import Settings
 
 #: Tools, with options of their own. Padding: what is written past the end of a tensor would
 #: otherwise land in its neighbour, and be allowed.
@@ -23,6 +23,15 @@ TOOLS = {
     "initcheck": (),
     "synccheck": (),
 }
+#: The program by itself, before the tools: what is compiled at a first call, by Triton and from PTX
+#: by the driver, is in their caches then, and not compiled under each of the tools.
+ALONE = "none"
+
+#: Where CUDA is when no variable says so.
+DEFAULT_HOME = "/usr/local/cuda"
+
+NO_CALLS = "the program made no calls, or did not come to its end"
+
 _ERROR_STATUS = 86
 _SHOWN = 10
 
@@ -47,8 +56,8 @@ class Findings:
 
 def find() -> tuple[str, ...] | None:
     """How compute-sanitizer is called here, or None."""
-    homes = (os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH"))
-    folders = [str(Path(home) / "bin") for home in homes if home]
+    homes = [os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH")]
+    folders = [str(Path(home) / "bin") for home in (*homes, DEFAULT_HOME) if home]
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), *folders])
     found = shutil.which("compute-sanitizer", path=path)
     return None if found is None else (found,)
@@ -88,7 +97,8 @@ def run_sanitizers(settings: Settings) -> dict[str, Any]:
     sanitizer = settings.sanitizer or find()
     if sanitizer is None:
         return {"installed": False}
-    tools = {name: _run_tool(sanitizer, name, settings) for name in TOOLS}
+    tools = {ALONE: _run_alone(settings)}
+    tools |= {name: _run_tool(sanitizer, name, settings) for name in TOOLS}
     summary: dict[str, Any] = {"installed": True, "tools": tools}
     unclean = [name for name, tool in tools.items() if tool["verdict"] != "clean"]
     if unclean:
@@ -96,56 +106,79 @@ def run_sanitizers(settings: Settings) -> dict[str, Any]:
     return summary
 
 
-def _run_tool(sanitizer: tuple[str, ...], name: str, settings: Settings) -> dict[str, Any]:
-    # PyTorch and Triton ask the driver for what it may not have, and expect to be refused. What a
-    # launch of ours is refused is an exception in Python.
-    options = ["--tool", name, *TOOLS[name], "--report-api-errors", "no"]
-    options += ["--error-exitcode", str(_ERROR_STATUS), "--target-processes", "application-only"]
+def _run_program(prefix: list[str], settings: Settings) -> Ended:
+    """The exercise, in the same environment with a tool and without."""
     program = ["-m", "benchmarks.gpu.exercise", "--device", settings.device]
     program += ["--only", settings.only, "--backends", *settings.backends]
+    return run_process(
+        [*prefix, sys.executable, *program],
+        settings.sanitizer_timeout,
+        keep=True,
+        # Where PyTorch keeps memory to give it out again, only the first owner's bounds count.
+        PYTORCH_NO_CUDA_MEMORY_CACHING="1",
+    )
+
+
+def _run_alone(settings: Settings) -> dict[str, Any]:
+    print("the exercise without a tool", flush=True)
+    ended = _run_program([], settings)
+    if ended.status is None:
+        verdict = f"did not end within {settings.sanitizer_timeout:.0f} s"
+    elif ended.status != 0:
+        verdict = f"ended with status {ended.status}"
+    else:
+        verdict = "clean" if _calls(ended.output) else NO_CALLS
+    return _summary(verdict, ended.output, calls=_calls(ended.output), seconds=ended.seconds)
+
+
+def _run_tool(sanitizer: tuple[str, ...], name: str, settings: Settings) -> dict[str, Any]:
+    # PyTorch and Triton ask the driver for what it may not have, and expect to be refused. What a
+    # launch of ours is refused is an exception in Python. No limit to the seconds until the first
+    # call of CUDA: importing PyTorch may take longer than the tool waits by itself.
+    options = ["--tool", name, *TOOLS[name], "--report-api-errors", "no", "--launch-timeout", "0"]
+    options += ["--error-exitcode", str(_ERROR_STATUS), "--target-processes", "application-only"]
     print(f"compute-sanitizer --tool {name}", flush=True)
-    try:
-        process = subprocess.run(
-            [*sanitizer, *options, sys.executable, *program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            cwd=REPOSITORY,
-            # Where PyTorch keeps memory to give it out again, only the first owner's bounds count.
-            env=clean_environment(PYTORCH_NO_CUDA_MEMORY_CACHING="1"),
-            timeout=settings.timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"verdict": f"did not end within {settings.timeout:.0f} s"}
-    return judge(process.returncode, process.stdout)
+    ended = _run_program([*sanitizer, *options], settings)
+    summary = judge(ended.status, ended.output)
+    if ended.status is None:
+        # What it found until then is told nevertheless.
+        summary["verdict"] = f"did not end within {settings.sanitizer_timeout:.0f} s"
+    return {**summary, "seconds": ended.seconds}
 
 
-def judge(status: int, output: str) -> dict[str, Any]:
+def _calls(output: str) -> int:
+    calls = _CALLS.search(output)
+    return int(calls[1]) if calls else 0
+
+
+def judge(status: int | None, output: str) -> dict[str, Any]:
     """What a tool's output and exit status amount to."""
     findings = parse(output)
-    calls = _CALLS.search(output)
-    count = int(calls[1]) if calls else 0
+    count = _calls(output)
     if findings.errors is None:
         verdict = "the tool printed no summary"
     elif findings.errors:
         verdict = f"{findings.errors} errors"
     elif count == 0:
-        verdict = "the program made no calls, or did not come to its end"
+        verdict = NO_CALLS
     elif status != 0:
         verdict = f"ended with status {status}"
     elif any(report.startswith(("Error", "Internal")) for report in findings.reports):
         verdict = "the tool could not do its work"
     else:
         verdict = "clean"
-    summary: dict[str, Any] = {
-        "verdict": verdict,
-        "errors": findings.errors,
-        "warnings": findings.warnings,
-        "calls": count,
-        "reports": dict(findings.reports.most_common(_SHOWN)),
-    }
+    return _summary(
+        verdict,
+        output,
+        errors=findings.errors,
+        warnings=findings.warnings,
+        calls=count,
+        reports=dict(findings.reports.most_common(_SHOWN)),
+    )
+
+
+def _summary(verdict: str, output: str, **others: Any) -> dict[str, Any]:
+    summary = {"verdict": verdict, **others}
     if verdict != "clean":
         summary["last lines"] = output.splitlines()[-_SHOWN:]
     return summary

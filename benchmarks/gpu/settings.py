@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,14 +23,12 @@ class Settings:
     backends: tuple[str, ...] = OURS
     #: what torch.compile compiles with
     compiler: str = "inductor"
+    #: where pytest is called, and for what
+    root: Path = REPOSITORY
     tests: tuple[str, ...] = ("tests",)
+    #: seconds that the tests of one file may take
+    test_timeout: float = 1800.0
     #: how compute-sanitizer is called; None: look for it
     sanitizer: tuple[str, ...] | None = None
-    #: seconds that a subprocess may take
-    timeout: float = 3600.0
-
-
-def clean_environment(**added: str) -> dict[str, str]:
-    """The environment without what would change who computes, and with a GPU for whom."""
-    ours = {"TRITON_INTERPRET", "GPM_CORE_BACKEND"}
-    return {name: value for name, value in os.environ.items() if name not in ours} | added
+    #: seconds that one of its tools may take
+    sanitizer_timeout: float = 1800.0

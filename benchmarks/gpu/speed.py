@@ -289,18 +289,14 @@ def _capture(
     for name, contender in contenders.items():
         try:
             with contender.active():
-                replay = timer.capture(contender.call, SMALL_REPEATS)
-        except RuntimeError as error:  # a fault of ours, not of a peer: see _failures
-            entries[name]["not captured"] = brief(error)
+                sample = timer.capture(contender.call, SMALL_REPEATS)
+        except Exception as error:  # a fault of ours, not of a peer: see _failures
+            # What broke the capture, rather than that it then could not be ended.
+            entries[name]["not captured"] = brief(error.__context__ or error)
             continue
-        if replay is not None:
-            graphs[name] = _shared(timer, replay)
+        if sample is not None:
+            graphs[name] = sample
     return graphs
-
-
-def _shared(timer: Timer, replay: Call) -> Callable[[], float]:
-    """A sample of one of the calls that a graph holds."""
-    return lambda: timer.repeated(replay, 1) / SMALL_REPEATS
 
 
 def brief(error: BaseException) -> str:
@@ -317,6 +313,8 @@ def measure(settings: Settings) -> dict[str, Any]:
     lines = rows(settings)
     if not lines:
         raise ValueError(f"no operation's name contains {settings.only!r}")
+    # Containers of NVIDIA's set TF32, and what everything is compared with would not be float32.
+    torch.set_float32_matmul_precision("highest")
     timer = new_timer(settings)
     limits = measure_limits(settings, timer)
     print(f"limit: {limits['limit'] / 1e9:,.0f} GB/s", flush=True)

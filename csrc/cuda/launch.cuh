@@ -2,10 +2,8 @@
 // else in csrc/cuda is compiled for the processor too, and runs there in the tests.
 #pragma once
 
-#include <initializer_list>
 #include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "gpm/stream.h"
 #include "gpm/types.h"
@@ -31,10 +29,14 @@ __device__ __forceinline__ T* shared_memory() {
 
 // What an error says of a launch.
 struct Call {
+  struct Size {
+    const char* name = nullptr;
+    int64_t value = 0;
+  };
   const char* op;
   Stream stream;
   DType dtype;
-  std::initializer_list<std::pair<const char*, int64_t>> sizes;
+  Size sizes[4] = {};
 };
 
 inline std::string describe(const Call& call, const char* error) {
@@ -42,8 +44,8 @@ inline std::string describe(const Call& call, const char* error) {
   std::string text = std::string("CUDA kernel of ") + call.op + " could not run on device " +
                      std::to_string(call.stream.device) + ": " + error + " (" +
                      kNames[static_cast<int>(call.dtype)];
-  for (const auto& [name, size] : call.sizes)
-    text += std::string(", ") + name + " " + std::to_string(size);
+  for (const auto& [name, value] : call.sizes)
+    if (name) text += std::string(", ") + name + " " + std::to_string(value);
   return text + ")";
 }
 

@@ -35,7 +35,7 @@ __device__ __forceinline__ void project(const PreferenceEmbedding& args,
   for (int r = 0; r < R; ++r) sums[r] = 0, aligned[r] = is_aligned(hidden[r], 0);
 #pragma unroll 4
   for (int64_t c = threadIdx.x % kWarp * V; c < args.size; c += kWarp * V) {
-    T w[V], h[V];
+    T w[V] = {}, h[V] = {};
     load(weight + c, args.size - c, weight_aligned, w);
 #pragma unroll
     for (int r = 0; r < R; ++r) {
@@ -301,14 +301,19 @@ __global__ void __launch_bounds__(kThreads) backward(Backward args) {
     pull_weight(args, blockIdx.x - args.hidden_blocks, shared);
 }
 
-}  // namespace
-
-void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
-  const Call call{
-      "preference_embedding",
+template <class Args>
+Call embedding_call(const char* op, const Args& args, Stream stream) {
+  return {
+      op,
       stream,
       args.dtype,
       {{"rows", args.rows}, {"length", args.length}, {"size", args.size}, {"width", args.width}}};
+}
+
+}  // namespace
+
+void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
+  const Call call = embedding_call("preference_embedding", args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     if (args.rows < kFewRows)
@@ -319,11 +324,7 @@ void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
 }
 
 void preference_embedding_backward(const PreferenceEmbeddingBackward& args, Stream stream) {
-  const Call call{
-      "preference_embedding_backward",
-      stream,
-      args.dtype,
-      {{"rows", args.rows}, {"length", args.length}, {"size", args.size}, {"width", args.width}}};
+  const Call call = embedding_call("preference_embedding_backward", args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     constexpr int V = kVector<S>;

@@ -6,15 +6,20 @@
 
 namespace gpm::cuda {
 
+template <class Args>
+Call matrix_call(const char* op, const Args& args, Stream stream) {
+  return {op,
+          stream,
+          args.dtype,
+          {{"batch", args.batch},
+           {"rows", args.rows},
+           {"columns", args.columns},
+           {"width", args.width}}};
+}
+
 template <template <class> class Output, bool kSquare>
 void run_matrix(const char* op, const Matrix& args, Stream stream) {
-  const Call call{op,
-                  stream,
-                  args.dtype,
-                  {{"batch", args.batch},
-                   {"rows", args.rows},
-                   {"columns", args.columns},
-                   {"width", args.width}}};
+  const Call call = matrix_call(op, args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Wide<S>;
@@ -51,13 +56,7 @@ void launch_pull(const Call& call, const MatrixBackward& args) {
 
 template <template <class> class Output, bool kSquare>
 void run_matrix_backward(const char* op, const MatrixBackward& args, Stream stream) {
-  const Call call{op,
-                  stream,
-                  args.dtype,
-                  {{"batch", args.batch},
-                   {"rows", args.rows},
-                   {"columns", args.columns},
-                   {"width", args.width}}};
+  const Call call = matrix_call(op, args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
     using T = Wide<S>;
