@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -70,6 +71,7 @@ def test_says_that_there_is_no_gpu() -> None:
 
 
 def test_old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CC", "cc")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
@@ -77,6 +79,40 @@ def test_old_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     assert reason == "needs compute capability 8.0 or higher; this GPU has 7.5"
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     assert backends.why_not("triton", "score", "cuda", torch.float32) is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "xpu"])
+def test_needs_a_compiler(
+    device: str, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    reason = backends.why_not("triton", "score", device, torch.float32)
+    assert reason == "triton needs a C compiler (gcc or clang on PATH, or CC)"
+    monkeypatch.setenv("CC", "/opt/compiler")
+    assert backends.why_not("triton", "score", device, torch.float32) is None
+    monkeypatch.delenv("CC")
+    (tmp_path / "clang").touch(mode=0o755)
+    assert backends.why_not("triton", "score", device, torch.float32) is None
+
+
+def test_interpreter_needs_no_compiler() -> None:
+    script = "import os; os.environ.pop('CC', None); os.environ['PATH'] = ''\n" + WHY_NOT
+    asked = json.dumps([("cpu", "float32")])
+    assert json.loads(run(script, asked, interpret=True)) == [None]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whole_numbers_are_numbers(dtype: torch.dtype) -> None:
+    """A tau or eps of 1 is compiled and computed as one of 1.0."""
+    from gpm_core.backends.triton import _layout
+
+    number = _layout.number(1, dtype)
+    assert number == _layout.number(1.0, dtype)
+    assert type(number) is type(_layout.number(1.0, dtype))
 
 
 MISSING = """

@@ -10,6 +10,9 @@ operation is one launch forward and one backward; exceptions are documented wher
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import torch
 
 _missing: str | None = None
@@ -83,7 +86,7 @@ def _interpreted() -> bool:
 
 
 def why_not(op: str, device_type: str, dtype: torch.dtype) -> str | None:
-    """Needs triton, a GPU (or its interpreter on the CPU) and a floating-point dtype."""
+    """Needs triton, a GPU with a C compiler (or its interpreter) and a floating-point dtype."""
     if _missing is not None:
         return _missing
     if dtype not in _DTYPES:
@@ -93,9 +96,9 @@ def why_not(op: str, device_type: str, dtype: torch.dtype) -> str | None:
             return None
         return "runs on CPU tensors only in Triton's interpreter (TRITON_INTERPRET=1 at import)"
     if device_type == "cuda":
-        return _why_not_cuda()
+        return _why_not_cuda() or _why_not_compiled()
     if device_type == "xpu":
-        return None if torch.xpu.is_available() else "PyTorch finds no Intel GPU"
+        return _why_not_compiled() if torch.xpu.is_available() else "PyTorch finds no Intel GPU"
     return f"has no kernels for {device_type} tensors"
 
 
@@ -109,3 +112,10 @@ def _why_not_cuda() -> str | None:
         major, minor = capability
         return f"needs compute capability 8.0 or higher; this GPU has {major}.{minor}"
     return None
+
+
+def _why_not_compiled() -> str | None:
+    """Triton compiles what launches its kernels with a C compiler, at the first launch."""
+    if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang"):
+        return None
+    return "triton needs a C compiler (gcc or clang on PATH, or CC)"

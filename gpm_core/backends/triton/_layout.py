@@ -61,12 +61,13 @@ def wide_type(dtype: torch.dtype) -> Any:
 def number(value: float, dtype: torch.dtype) -> float | int:
     """A positive number for a kernel on tensors of ``dtype``.
 
-    Triton makes a float32 of every float, so a float64 travels as its bits.
+    Triton makes a float32 of every float, so a float64 travels as its bits. An int would arrive as
+    one.
     """
     if dtype == torch.float64:
         bits: int = struct.unpack("<q", struct.pack("<d", value))[0]
         return bits
-    return value if value <= _LARGEST_FLOAT32 else math.inf
+    return float(value) if value <= _LARGEST_FLOAT32 else math.inf
 
 
 def finite_inverse(tau: float, dtype: torch.dtype) -> float | int:

@@ -9,6 +9,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+# Before 3.6, Triton's float32 division and square root flush subnormals to zero on NVIDIA's GPUs
+# (div.rn.ftz, sqrt.rn.ftz). Through float64 they do not, and round as they should: its 53 bits are
+# more than twice float32's 24, so that a normal result that is rounded twice is that rounded once.
+_RELEASE = tuple(int(part) for part in triton.__version__.split(".")[:2])
+_THROUGH_FLOAT64 = tl.constexpr(_RELEASE < (3, 6))
+
 
 @triton.jit
 def widen(x):
@@ -44,6 +50,8 @@ def divide(x, y):
     """X / y rounded to nearest."""
     if x.dtype == tl.float64:
         return x / y
+    elif _THROUGH_FLOAT64:
+        return (x.to(tl.float64) / y).to(tl.float32)
     else:
         return tl.div_rn(x, y)
 
@@ -53,6 +61,8 @@ def square_root(x):
     """Square root rounded to nearest."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
+    elif _THROUGH_FLOAT64:
+        return tl.sqrt(x.to(tl.float64)).to(tl.float32)
     else:
         return tl.sqrt_rn(x)
 

@@ -17,7 +17,7 @@ from gpm_core.backends.triton._math import (
     smaller_probability,
 )
 from gpm_core.backends.triton._scores import pair_scores
-from gpm_core.backends.triton.score import PAIRS, pull_pairs, row_addresses
+from gpm_core.backends.triton.score import PAIRS, pull_pairs
 
 
 @triton.jit
@@ -37,9 +37,9 @@ def _preference_loss_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     mask = row < rows
+    scales = None if scale is None else scale + row * scale_row
     z = _logits(
-        chosen + row * chosen_row, rejected + row * rejected_row,
-        row_addresses(scale, scale_row, row), margin, margin_row,
+        chosen + row * chosen_row, rejected + row * rejected_row, scales, margin, margin_row,
         row, mask, blocks, real(tau, WIDE), tl.zeros([PAIRS], WIDE),
     )  # fmt: skip
     magnitude = tl.abs(z)
@@ -80,7 +80,7 @@ def _preference_loss_backward_kernel(
     row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     mask = row < rows
     a, b = chosen + row * chosen_row, rejected + row * rejected_row
-    scales = row_addresses(scale, scale_row, row)
+    scales = None if scale is None else scale + row * scale_row
     wide_tau = real(tau, WIDE)
     zero = tl.zeros([PAIRS], WIDE)
     z = _logits(a, b, scales, margin, margin_row, row, mask, blocks, wide_tau, zero)

@@ -16,15 +16,6 @@ PAIRS = 128
 
 
 @triton.jit
-def row_addresses(x, row_stride, row):
-    """Addresses of rows, or None where there are none."""
-    if x is None:
-        return None
-    else:
-        return x + row * row_stride
-
-
-@triton.jit
 def pull_pairs(grad, a, b, scale, grad_a, grad_b, grad_scale, row, mask, blocks):
     """Write the gradients of pairs of rows for the gradient of each pair's score.
 
@@ -55,7 +46,7 @@ def _score_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     mask = row < rows
-    scales = row_addresses(scale, scale_row, row)
+    scales = None if scale is None else scale + row * scale_row
     total = tl.zeros([PAIRS], WIDE)
     s = pair_scores(a + row * a_row, b + row * b_row, scales, blocks, mask, mask, mask, total)
     tl.store(out + row, narrow(s, out.dtype.element_ty), mask=mask)
@@ -68,7 +59,7 @@ def _score_backward_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * PAIRS + tl.arange(0, PAIRS)
     mask = row < rows
-    scales = row_addresses(scale, scale_row, row)
+    scales = None if scale is None else scale + row * scale_row
     g = widen(tl.load(grad + row * grad_row, mask=mask, other=0.0))
     pull_pairs(
         g, a + row * a_row, b + row * b_row, scales, grad_a, grad_b, grad_scale, row, mask, blocks
