@@ -80,7 +80,7 @@ def _pull(
 _call = differentiable(_forward, save=_save, backward=_pull)
 
 
-def _per_pair(name: str, value: Any, chosen: Tensor) -> Tensor | None:
+def per_pair(name: str, value: Any, chosen: Tensor) -> Tensor | None:
     """A margin or target as a tensor of one number per pair, in the accumulation dtype."""
     if value is None:
         return None
@@ -157,7 +157,7 @@ def preference_loss(
         )
     tau = _checks.check_tau(tau, chosen)
     scale = _checks.expand_scale(scale, "chosen", chosen, chosen.shape[:-1])
-    margin = _per_pair("margin", margin, chosen)
-    target = _per_pair("target", target, chosen)
+    margin = per_pair("margin", margin, chosen)
+    target = per_pair("target", target, chosen)
     result: tuple[Tensor, Tensor] = _call(chosen, rejected, scale, margin, target, tau)
     return result
