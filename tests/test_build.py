@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ignore = shutil.ignore_patterns("*.so", "*.pyd", "__pycache__", "*.egg-info", "build")
     for name in ("gpm_core", "csrc", "python"):
         shutil.copytree(REPOSITORY / name, folder / name, ignore=ignore)
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "README.md", "LICENSE"):
+    files = ("pyproject.toml", "setup.py", "CMakeLists.txt", "MANIFEST.in", "README.md", "LICENSE")
+    for name in files:
         shutil.copy(REPOSITORY / name, folder / name)
     return folder
 
@@ -144,6 +146,28 @@ def test_pure_wheel_installs_and_works(pure_wheel: Path, tmp_path: Path) -> None
     assert chosen == "reference"
     assert reason.startswith("gpm_core._C was not built (GPM_CORE_BUILD=none")
     assert values == f"[[0.0, 1.0], [-1.0, 0.0]] True {__version__}"
+
+
+# -- source distributions ----------------------------------------------------------------------
+
+
+def test_source_distribution_holds_what_is_compiled(source: Path, tmp_path: Path) -> None:
+    """Who installs from one builds the module there."""
+    needs("setuptools")
+    command = (sys.executable, "setup.py", "--quiet", "sdist", "--dist-dir", tmp_path)
+    status, output = run(*command, cwd=source, GPM_CORE_BUILD="none")
+    assert status == 0, output
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as file:
+        names = {name.split("/", 1)[1] for name in file.getnames() if "/" in name}
+    expected = {
+        str(path.relative_to(REPOSITORY))
+        for folder in ("csrc", "python")
+        for path in (REPOSITORY / folder).rglob("*")
+        if path.is_file()
+    }
+    assert expected | {"CMakeLists.txt", "setup.py", "pyproject.toml"} <= names
+    assert not {name for name in names if name.startswith("tests/")}
 
 
 # -- wishes that cannot be granted -------------------------------------------------------------
