@@ -310,9 +310,17 @@ Call embedding_call(const char* op, const Args& args, Stream stream) {
       {{"rows", args.rows}, {"length", args.length}, {"size", args.size}, {"width", args.width}}};
 }
 
+template <class Args>
+void need_projection(const Args& args) {
+  if (args.normalized && args.rows > 0 && args.projection == nullptr)
+    throw std::invalid_argument(
+        "preference_embedding: CUDA kernels that normalize need projection");
+}
+
 }  // namespace
 
 void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
+  need_projection(args);
   const Call call = embedding_call("preference_embedding", args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);
@@ -324,6 +332,7 @@ void preference_embedding(const PreferenceEmbedding& args, Stream stream) {
 }
 
 void preference_embedding_backward(const PreferenceEmbeddingBackward& args, Stream stream) {
+  need_projection(args);
   const Call call = embedding_call("preference_embedding_backward", args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);

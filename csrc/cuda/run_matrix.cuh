@@ -56,6 +56,8 @@ void launch_pull(const Call& call, const MatrixBackward& args) {
 
 template <template <class> class Output, bool kSquare>
 void run_matrix_backward(const char* op, const MatrixBackward& args, Stream stream) {
+  if (args.grad_scale && args.workspace == nullptr && args.batch * args.rows > 0)
+    throw std::invalid_argument(std::string(op) + ": the gradient of a scale needs workspace");
   const Call call = matrix_call(op, args, stream);
   with_storage(args.dtype, [&](auto s) {
     using S = decltype(s);

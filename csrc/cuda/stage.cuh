@@ -1,7 +1,7 @@
 // From rows in global memory to columns in shared memory.
 //
-// Threads of a warp load neighbouring numbers, whatever the width of a row and its alignment, and
-// then each reads the numbers of a row of its own: column by column, without conflicts of banks.
+// Threads of a warp load neighbouring vectors, whatever the width of a row, and then each reads the
+// numbers of a row of its own: column by column, without conflicts of banks.
 #pragma once
 
 #include "cuda/math.cuh"

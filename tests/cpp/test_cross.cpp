@@ -150,6 +150,9 @@ TEST(many_units) {
     for (const double tau : {0.0, 0.1}) {
       compare({dtype, 2, 67, 130, 6, Layout::dense, true, tau, true});
       compare({dtype, 2, 131, 2051, 4, Layout::dense, true, tau, false, 19});
+      compare({dtype, 9, 9, 7, 34, Layout::dense, true, tau, false});
+      compare({dtype, 1, 70, 66, 34, Layout::strided, true, tau, false});
+      compare({dtype, 1, 70, 66, 68, Layout::dense, true, tau, false, 5});
     }
 }
 

@@ -67,7 +67,7 @@ TEST(agrees_with_the_definition) {
   for (const DType dtype : kDTypes) {
     for (const Layout layout : kLayouts)
       for (const int64_t rows : {0, 1, 5, 18})
-        for (const int64_t width : {1, 2, 7, 16, 33, 130})
+        for (const int64_t width : {1, 2, 7, 16, 33, 130, 1100})
           compare(dtype, rows, width, layout, 1, 1e-12);
     compare(dtype, 4001, 33, Layout::dense, 1, 1e-12);
   }

@@ -110,24 +110,25 @@ TEST(agrees_with_the_definition) {
 }
 
 TEST(hard_targets_of_certain_pairs_stay_finite) {
-  for (const DType dtype : {DType::float64, DType::float32}) {
-    at_case("%s", name(dtype));
-    Input a(dtype, 2), b(dtype, 2), target(dtype, 1);
-    a.set(0, 1), a.set(1, 0), b.set(0, 0), b.set(1, 1), target.set(0, 1);
-    Output loss(dtype, 1), probability(dtype, 1);
-    gpm::tested::preference_loss({dtype,
-                                  1,
-                                  2,
-                                  1e-4,
-                                  {a.data(), 2},
-                                  {b.data(), 2},
-                                  {},
-                                  {},
-                                  {target.data(), 1},
-                                  loss.data(),
-                                  probability.data()},
-                                 1);
-    CHECK(loss[0] == 0, "%Lg", loss[0]);
-    CHECK(probability[0] == 1, "%Lg", probability[0]);
-  }
+  for (const DType dtype : {DType::float64, DType::float32})
+    for (const double tau : {1e-4, 1e-37}) {  // in float32 the second logit is infinite
+      at_case("%s tau %g", name(dtype), tau);
+      Input a(dtype, 2), b(dtype, 2), target(dtype, 1);
+      a.set(0, 1000), a.set(1, 0), b.set(0, 0), b.set(1, 1), target.set(0, 1);
+      Output loss(dtype, 1), probability(dtype, 1);
+      gpm::tested::preference_loss({dtype,
+                                    1,
+                                    2,
+                                    tau,
+                                    {a.data(), 2},
+                                    {b.data(), 2},
+                                    {},
+                                    {},
+                                    {target.data(), 1},
+                                    loss.data(),
+                                    probability.data()},
+                                   1);
+      CHECK(loss[0] == 0, "%Lg", loss[0]);
+      CHECK(probability[0] == 1, "%Lg", probability[0]);
+    }
 }

@@ -153,6 +153,9 @@ TEST(many_units) {
       compare({dtype, 1, 139, 6, Layout::dense, true, tau, true});
       compare({dtype, 2, 261, 4, Layout::dense, true, tau, false, 7});
       compare({dtype, 301, 16, 8, Layout::dense, true, tau, false, 5});
+      compare({dtype, 9, 9, 34, Layout::dense, true, tau, false});
+      compare({dtype, 1, 70, 34, Layout::strided, true, tau, false});
+      compare({dtype, 1, 70, 68, Layout::dense, true, tau, false, 5});
     }
 }
 

@@ -57,7 +57,7 @@ def _case(op: str, label: str, function: Callable[..., Any], *makers: Any, small
 
 
 def _normalize() -> list[Case]:
-    shapes = [(0, 3), (1, 1), (3, 4), (5, 17), (2, 3, 64), (7, 129), (300, 33), (4,)]
+    shapes = [(0, 3), (1, 1), (3, 4), (5, 17), (2, 3, 64), (7, 129), (300, 33), (3, 1100), (4,)]
     return [
         _case(
             "normalize",
@@ -156,6 +156,8 @@ def _square() -> list[Case]:
             ((3,), 17, 10),
             ((1,), 130, 8),
             ((2,), 300, 2),
+            ((3,), 9, 34),
+            ((), 70, 68),
         ]:
             small = 0 < torch.Size(batch).numel() * rows < 12
             v, scale = _embeddings(*batch, rows, width), _embeddings(*batch, width // 2, seed=2)
@@ -180,6 +182,8 @@ def _cross() -> list[Case]:
             ((0,), 4, 2, 6),
             ((3,), 17, 33, 6),
             ((1,), 70, 1030, 4),
+            ((3,), 9, 7, 34),
+            ((), 70, 66, 68),
         ]:
             small = 0 < torch.Size(batch).numel() * rows * columns < 12
             a, b = _embeddings(*batch, rows, width), _embeddings(*batch, columns, width, seed=1)

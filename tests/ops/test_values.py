@@ -72,6 +72,16 @@ def test_normalize_huge_and_tiny_rows(size: float) -> None:
     torch.testing.assert_close(ops.normalize(double, eps=1e-300).norm(), torch.tensor(1.0).double())
 
 
+@pytest.mark.parametrize("width", [2, 40, 1100])
+def test_normalize_of_infinite_rows(width: int) -> None:
+    """As PyTorch: what is finite vanishes, the rest is undefined; other rows stay as they are."""
+    x = testing.make_tensor(3, width)
+    x[1, 1] = torch.inf
+    expected = torch.nn.functional.normalize(x, dim=-1)
+    torch.testing.assert_close(ops.normalize(x), expected, equal_nan=True)
+    assert expected[1].isnan().sum() == 1
+
+
 def test_normalize_agrees_with_torch() -> None:
     x = testing.make_tensor(50, 33)
     torch.testing.assert_close(ops.normalize(x), torch.nn.functional.normalize(x, dim=-1))

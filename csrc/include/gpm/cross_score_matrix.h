@@ -25,7 +25,7 @@ struct CrossScoreMatrixBackward {
   void* grad_b;      // (batch, N, d), contiguous
   void* grad_scale;  // (batch, k), contiguous; null without a scale
   // (batch, ceil(rows / kGradientRows), k) doubles, where CUDA kernels leave parts of grad_scale.
-  // Null where that is; the processor's kernels do without.
+  // Null where that is; the processor's kernels do without. CUDA's throw std::invalid_argument.
   void* workspace = nullptr;
 };
 

@@ -18,7 +18,8 @@ struct PreferenceEmbedding {
   Rows weight;               // (width, size)
   const void* bias;          // (width) or null
   void* out;                 // (rows, width), contiguous
-  void* projection;          // (rows, width) in the accumulation type, or null
+  // (rows, width) in the accumulation type, or null; CUDA kernels need it where they normalize.
+  void* projection;
 };
 
 struct PreferenceEmbeddingBackward {
@@ -31,7 +32,7 @@ struct PreferenceEmbeddingBackward {
   const int64_t* positions;
   Rows weight;
   const void* projection;  // of the forward pass; null unless normalized
-  void* grad_projection;   // (rows, width) workspace in the accumulation type
+  void* grad_projection;   // (rows, width) workspace in the accumulation type; null for CUDA
   // (rows, length, size) or (rows, size), contiguous, or null if not wanted. Only what was read
   // gets a gradient: with positions, the caller clears the rest.
   void* grad_hidden;
@@ -46,6 +47,8 @@ void preference_embedding_backward(const PreferenceEmbeddingBackward& args, int 
 }  // namespace cpu
 
 namespace cuda {
+// A position outside [0, length) stops the kernel, which the next call that waits for it reports.
+// Both throw std::invalid_argument where a projection that they need is null.
 void preference_embedding(const PreferenceEmbedding& args, Stream stream);
 void preference_embedding_backward(const PreferenceEmbeddingBackward& args, Stream stream);
 }  // namespace cuda

@@ -89,7 +89,9 @@ class Embedding:
             rows = _hidden_rows(hidden, positions)
             index = None if positions is None else positions.reshape(-1).contiguous()
             weights, grads = as_rows(weight, size), as_rows(grad, width)
-            workspace = grad.new_empty(grads.shape, dtype=accumulation_dtype(grad.dtype))
+            # CUDA kernels do without.
+            wide = accumulation_dtype(grad.dtype)
+            workspace = grad.new_empty(grads.shape, dtype=wide) if grad.is_cpu else None
             self._library.run(
                 "preference_embedding_backward",
                 hidden,
@@ -104,7 +106,7 @@ class Embedding:
                 address(index)[0],
                 *address(weights),
                 pointer(projection),
-                workspace.data_ptr(),
+                pointer(workspace),
                 pointer(grad_hidden),
                 pointer(grad_weight),
                 pointer(grad_bias),
