@@ -62,6 +62,15 @@ FAULTS = [
         "not true",
     ),
     Fault(
+        "barrier removed between two reductions of a block",
+        "normalize",
+        "normalize",
+        "reduce.cuh",
+        "__syncthreads();  // the parts of the last reduction have been read\n",
+        "",
+        "not true",
+    ),
+    Fault(
         "barrier that some threads do not reach",
         "preference_loss",
         "preference_loss",

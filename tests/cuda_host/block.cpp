@@ -23,7 +23,7 @@ struct Block {
   Random* random = nullptr;
   int threads = 0, current = 0, waiting = 0, exited = 0;
   uint32_t barriers = 0;
-  bool active = false, failed = false;
+  bool active = false, failed = false, eager = false;
   int runnable[kMostThreads], runnable_count = 0;
   State state[kMostThreads];
   unsigned accesses[kMostThreads];
@@ -53,9 +53,17 @@ void make_runnable(int thread, State state) {
   block.runnable[block.runnable_count++] = thread;
 }
 
-// Any thread that can run.
+// Every other time that all threads can run, one warp is let far ahead of the others: were each
+// next thread any of them, warps that meet often would stay together, and what is wrong only when
+// they do not would never show.
+void begin_interval() { block.eager = block.random->below(2) == 0; }
+
+// Any thread that can run; in an eager interval any of the last that could, which are mostly a
+// warp.
 int pick() {
-  const uint32_t i = block.random->below(static_cast<uint32_t>(block.runnable_count));
+  const auto count = static_cast<uint32_t>(block.runnable_count);
+  const bool latest = block.eager && count > kWarp && block.random->below(64) != 0;
+  const uint32_t i = latest ? count - 1 - block.random->below(kWarp) : block.random->below(count);
   const int thread = block.runnable[i];
   block.runnable[i] = block.runnable[--block.runnable_count];
   block.current = thread;
@@ -172,6 +180,7 @@ void reset(const Kernel& kernel, Random& random) {
   block.waiting = block.exited = block.runnable_count = 0;
   block.barriers = 0;
   block.failed = false;
+  begin_interval();
   for (int thread = 0; thread < block.threads; ++thread) {
     block.accesses[thread] = 0;
     make_runnable(thread, State::fresh);
@@ -220,6 +229,7 @@ void barrier() {
   if (++block.waiting == block.threads) {
     block.waiting = 0;
     ++block.barriers;
+    begin_interval();
     for (int i = 0; i < block.threads; ++i) make_runnable(i, State::started);
   }
   wait();
