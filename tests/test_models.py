@@ -218,7 +218,7 @@ def make_model(folder: str, head: str, *, trainable: bool = False, view: str = "
 def test_matrix_score_and_rank_agree(encoder: str, head: str) -> None:
     model = make_model(encoder, head)
     responses = ["w1 w2", "good", "bad bad w3", ""]
-    matrix = model.probability_matrix(PROMPT, responses)
+    matrix = model.preference_matrix(PROMPT, responses)
     assert torch.equal(matrix + matrix.T, torch.ones(4, 4))
     for i in range(4):
         for j in range(i):
@@ -267,8 +267,8 @@ def test_models_survive_saving(tmp_path: Path, encoder: str, head: str, trainabl
     model.save_pretrained(tmp_path / "model")
     again = PreferenceModel.from_pretrained(tmp_path / "model")
     responses = ["w1 w2", "good", "bad bad w3"]
-    expected = model.probability_matrix(PROMPT, responses)
-    assert torch.equal(again.probability_matrix(PROMPT, responses), expected)
+    expected = model.preference_matrix(PROMPT, responses)
+    assert torch.equal(again.preference_matrix(PROMPT, responses), expected)
     names = set(load_file(tmp_path / "model" / "model.safetensors"))
     assert "head.value_head.weight" in names
     assert any(name.startswith("backbone.") for name in names) == trainable

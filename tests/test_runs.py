@@ -90,8 +90,8 @@ def test_a_run_writes_what_it_says(tmp_path: Path, encoder: str, data: Path) -> 
     loaded = PreferenceModel.from_pretrained(tmp_path / "run" / "model")
     prompt, replies = "w1 w2", ["w3 good good", "w3 bad bad"]
     assert loaded.rank(prompt, replies)[0].index == 0
-    expected = result.model.probability_matrix(prompt, replies)
-    assert torch.equal(loaded.probability_matrix(prompt, replies), expected)
+    expected = result.model.preference_matrix(prompt, replies)
+    assert torch.equal(loaded.preference_matrix(prompt, replies), expected)
 
 
 def test_margins_and_targets_of_a_file_are_used(tmp_path: Path, encoder: str) -> None:
@@ -122,8 +122,8 @@ def test_training_end_to_end(
     assert not torch.equal(weights[trained], original)
     loaded = PreferenceModel.from_pretrained(tmp_path / "run" / "model")
     replies = ["good w1", "bad"]
-    expected = result.model.probability_matrix("w1", replies)
-    assert torch.equal(loaded.probability_matrix("w1", replies), expected)
+    expected = result.model.preference_matrix("w1", replies)
+    assert torch.equal(loaded.preference_matrix("w1", replies), expected)
 
 
 def start(data: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:

@@ -16,7 +16,8 @@ from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import atomic_file, check_writable, write_json
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.data.reading import read_groups
-from gpm_core.models.preference_model import GroupScores, PreferenceModel
+from gpm_core.models.group_scores import GroupScores
+from gpm_core.models.preference_model import PreferenceModel
 from gpm_core.models.storage import save_tensors
 
 #: Groups that are encoded together: enough to fill batches of about equal length.

@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
+from gpm_core.models.configuration import is_causal
 from gpm_core.models.text import Passage, tokenize
 
 Pooling = Literal["auto", "mean", "last", "cls"]
@@ -126,7 +123,7 @@ class TextBackbone(nn.Module):
         self.name = name
         source = str(bundled_minilm()) if name is None else name
         config, self.tokenizer = _load_config_and_tokenizer(source)
-        self.causal = _is_causal(config)
+        self.causal = is_causal(config)
         self.pooling: str = pooling
         if pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
@@ -268,12 +265,6 @@ def _load_config_and_tokenizer(source: str) -> tuple[Any, Any]:
             "a fast tokenizer (tokenizer.json) is needed"
         )
     return config, tokenizer
-
-
-def _is_causal(config: Any) -> bool:
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return bool(getattr(config, "is_decoder", False))
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
 def _resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> int:
