@@ -10,8 +10,10 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.models.backbone import TextBackbone
+from gpm_core.models.collation import PreferenceCollator, tokenize_pairs
 from gpm_core.models.configuration import GeneralPreferenceConfig
 from gpm_core.models.conversations import encode_conversations, pad_rows
+from gpm_core.models.datasets import tokenize_dataset
 from gpm_core.models.general_preference import GeneralPreferenceModel, GeneralPreferenceOutput
 from gpm_core.models.group_scores import GroupScores, RankedResponse
 from gpm_core.models.loading import load_model
@@ -27,6 +29,7 @@ __all__ = [
     "GeneralPreferenceOutput",
     "GroupScores",
     "Passage",
+    "PreferenceCollator",
     "PreferenceModel",
     "RankedResponse",
     "Row",
@@ -34,6 +37,8 @@ __all__ = [
     "encode_conversations",
     "load_model",
     "pad_rows",
+    "tokenize_dataset",
+    "tokenize_pairs",
 ]
 
 del safetensors, transformers

@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+@contextlib.contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Evaluation mode of a module within, and afterwards each of its parts in its own mode."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def group_size(input_ids: Tensor) -> int:
@@ -41,16 +57,18 @@ def flatten(
 
 def pad_on_the_right(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """The same rows with their padding behind them: then all sides give the same numbers."""
-    if not bool(mask.any(dim=1).all()):
+    mask = (mask != 0).long()
+    # A compiled graph cannot look at values and raise.
+    if not torch.compiler.is_compiling() and not bool(mask.any(dim=1).all()):
         raise ValueError("each row needs at least one token: attention_mask has a row of zeros")
-    first = mask.long().argmax(dim=1, keepdim=True)
-    place = torch.arange(ids.shape[1], device=ids.device)
-    order = (place + first) % ids.shape[1]
-    return ids.gather(1, order), mask.gather(1, order)
+    mask, order = mask.sort(dim=1, descending=True, stable=True)
+    return ids.gather(1, order), mask
 
 
 def check_lengths(lengths: Tensor, mask: Tensor) -> None:
     """Raise ValueError unless each prompt (N,) has a token and no more than its row of ``mask``."""
+    if torch.compiler.is_compiling():
+        return
     if bool(((lengths < 1) | (lengths > mask.sum(dim=1))).any()):
         raise ValueError(
             "prompt_lengths must be from 1 to the number of tokens of the conversation; got "

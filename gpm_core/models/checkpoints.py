@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils.hub import cached_file
 
 from gpm_core.data.files import PARTIAL, read_json
@@ -21,10 +24,25 @@ if TYPE_CHECKING:
 #: The class name in the config.json of the checkpoints that the GPM paper published.
 PUBLISHED_ARCHITECTURE = "CustomRewardModel"
 PUBLISHED_TAU = 0.1
+#: What the weights of their heads are called there, and here.
+_PUBLISHED_NAMES = {
+    r"^value_head\.": "head.value_head.",
+    r"^prompt_head\.": "head.prompt_head.",
+}
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = "model.safetensors"
+#: Files of weights, and their index.
+_WEIGHT_FILE = re.compile(
+    r"model(\.(?P<variant>[^.]+?))?(-\d+-of-\d+)?\.safetensors"
+    r"(\.index(\.(?P<index>[^.]+))?\.json)?"
+)
+#: Options of ``from_pretrained`` that configurations have an attribute for, too.
+_NOT_OF_CONFIG = ("dtype", "torch_dtype", "attn_implementation", "quantization_config")
 #: What finding a file on the hub depends on.
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "force_download", "subfolder")
+_PUSH_OPTIONS = ("repo_id", "token", "commit_message", "private", "revision", "create_pr", "tags")
+#: Parts of a model beside the backbone.
+_PARTS = ("head", "temperature", "feature_standardization", "prompt_standardization")
 
 
 def load_backbone(
@@ -57,37 +75,88 @@ def _tokenizer_options(options: dict[str, Any]) -> list[str]:
 
 
 def _tokenizer(name: str, options: dict[str, Any]) -> Any:
+    # A model without tokenizer works on token ids, and says so where it is given texts.
     try:
-        return AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
+        tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
     except (OSError, ValueError):
-        # A model without tokenizer works on token ids, and says so where it is given texts.
         return None
+    # Where there are no files, transformers may make one up, which knows special tokens alone.
+    known = set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)
+    return tokenizer if known else None
 
 
 def load(
-    read: Callable[..., Any], name: str, *args: Any, **kwargs: Any
+    read: Callable[..., Any], name: str | os.PathLike[str], *args: Any, **kwargs: Any
 ) -> GeneralPreferenceModel | tuple[GeneralPreferenceModel, dict[str, Any]]:
     """See :meth:`GeneralPreferenceModel.from_pretrained`; ``read`` is transformers' own."""
+    if (Path(name) / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{name} holds an adapter, not a whole model: gpm_core.models.load_model merges it "
+            "into its base, gpm_core.integrations.peft.load_lora puts it on top"
+        )
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     config = kwargs.pop("config", None)
     if config is None or isinstance(config, (str, os.PathLike)):
         config = read_model_config(config or name, hub)
+        for key in [key for key in kwargs if hasattr(config, key) and key not in _NOT_OF_CONFIG]:
+            setattr(config, key, kwargs.pop(key))
+        config.check()
+    elif not isinstance(config, GeneralPreferenceConfig):
+        raise TypeError(f"config must be a GeneralPreferenceConfig; got {type(config).__name__}")
     wants_report = kwargs.pop("output_loading_info", False)
     options: dict[str, Any] = {"use_safetensors": True, **kwargs, "config": config}
-    if config.text_format == "published":
-        options["key_mapping"] = {
-            r"^value_head\.": "head.value_head.",
-            r"^prompt_head\.": "head.prompt_head.",
-        }
-    model, report = read(name, *args, **options, output_loading_info=True)
+    options["key_mapping"] = {**_PUBLISHED_NAMES, **(options.get("key_mapping") or {})}
+    if options.get("quantization_config") is not None:
+        options["quantization_config"] = _head_apart(options["quantization_config"])
+    # Weights of another shape are random where transformers ignores them, and told of below.
+    options["ignore_mismatched_sizes"] = True
+    try:
+        model, report = read(name, *args, **options, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"the weights of {name} are damaged (cut short?): {error}") from error
+    _check_report(name, report)
+    # transformers would give the weights their published names again where the model is saved.
+    conversions = getattr(model, "_weight_conversions", None) or ()
+    model._weight_conversions = [
+        conversion
+        for conversion in conversions
+        if not set(conversion.source_patterns) & set(_PUBLISHED_NAMES)
+    ] or None
+    model.tokenizer = _tokenizer(str(name), hub)
+    return (model, report) if wants_report else model
+
+
+def _head_apart(quantization: Any) -> Any:
+    """The same quantization of the backbone alone: heads are small, and read as they are."""
+    if isinstance(quantization, dict):
+        quantization = AutoQuantizationConfig.from_dict(quantization)
+    apart = copy.deepcopy(quantization)
+    for name in ("llm_int8_skip_modules", "modules_to_not_convert", "skip_modules"):
+        if hasattr(apart, name):
+            setattr(apart, name, [*(getattr(apart, name) or ()), "head"])
+    return apart
+
+
+def _check_report(name: Any, report: dict[str, Any]) -> None:
     missing = sorted(key for key in report["missing_keys"] if "pooler." not in key)
     if missing:
         raise ValueError(
             f"{name} lacks the weights {', '.join(missing)}: it is no whole preference model, and "
             "what is missing would be random. GeneralPreferenceModel.from_backbone makes a new one"
         )
-    model.tokenizer = _tokenizer(str(name), hub)
-    return (model, report) if wants_report else model
+    if report["mismatched_keys"]:
+        listed = ", ".join(
+            f"{key} {tuple(stored)} instead of {tuple(expected)}"
+            for key, stored, expected in sorted(report["mismatched_keys"])
+        )
+        raise ValueError(f"the weights of {name} do not fit its configuration: {listed}")
+    own = tuple(f"{part}." for part in (*_PARTS, *(f"model.{part}" for part in _PARTS)))
+    unknown = sorted(key for key in report["unexpected_keys"] if key.startswith(own))
+    if unknown:
+        raise ValueError(
+            f"{name} has the weights {', '.join(unknown)}, of which its configuration knows "
+            "nothing: with them it is another model"
+        )
 
 
 def read_model_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig:
@@ -98,6 +167,8 @@ def read_model_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig
         ValueError: if it is another kind of model.
     """
     values, _ = PretrainedConfig.get_config_dict(name, **hub)
+    if not values:
+        raise OSError(f"{name} holds no model: it has no config.json")
     if values.get("model_type") == GeneralPreferenceConfig.model_type:
         return GeneralPreferenceConfig.from_dict(values)
     if PUBLISHED_ARCHITECTURE in (values.get("architectures") or ()):
@@ -146,9 +217,13 @@ def _head_shapes(name: Any, hub: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         files = {_WEIGHTS}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(files):
-        with safe_open(cached_file(name, file, **hub), "pt") as tensors:
-            for key in set(keys) & set(tensors.keys()):
-                shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        path = cached_file(name, file, **hub)
+        try:
+            with safe_open(path, "pt") as tensors:
+                for key in set(keys) & set(tensors.keys()):
+                    shapes[key] = tuple(tensors.get_slice(key).get_shape())
+        except SafetensorError as error:
+            raise ValueError(f"{path} is damaged (cut short?): {error}") from error
     return shapes
 
 
@@ -156,26 +231,63 @@ def save(
     model: GeneralPreferenceModel,
     save: Callable[..., None],
     folder: str | os.PathLike[str],
+    is_main_process: bool,
     **kwargs: Any,
 ) -> None:
     """See :meth:`GeneralPreferenceModel.save_pretrained`; ``save`` is transformers' own."""
-    if kwargs.get("is_main_process") is False:
+    push = kwargs.pop("push_to_hub", False)
+    hub = {key: kwargs.pop(key) for key in _PUSH_OPTIONS if key in kwargs}
+    if not is_main_process:
+        # Other processes write nothing, but sharded weights are gathered from all of them.
+        with tempfile.TemporaryDirectory(prefix=PARTIAL) as scratch:
+            save(scratch, is_main_process=False, **kwargs)
         return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    push = kwargs.pop("push_to_hub", False)
     with tempfile.TemporaryDirectory(prefix=PARTIAL, dir=folder) as name:
         partial = Path(name)
         save(partial, **kwargs)
-        if model.tokenizer is not None:
+        # transformers may know better which process is the main one.
+        if model.tokenizer is not None and any(partial.iterdir()):
             model.tokenizer.save_pretrained(partial)
-        new = {path.name for path in partial.iterdir()}
-        # config.json last: a folder that has it has all the rest.
-        for path in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
-            os.replace(path, folder / path.name)
-    for old in folder.glob("model*.safetensors*"):
-        if old.name not in new:
-            old.unlink()
+        _replace(partial, folder, kwargs.get("variant"))
     if push:
-        hub = {key: kwargs[key] for key in ("token", "commit_message", "private") if key in kwargs}
-        model.push_to_hub(kwargs.get("repo_id", folder.name), **hub)
+        model.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+
+def _replace(partial: Path, folder: Path, variant: str | None) -> None:
+    """Put the files of ``partial`` in the place of those of an earlier save: all of them, or none.
+
+    config.json goes first and comes last: a folder that has it has all the rest, of one save.
+    """
+    new = sorted(partial.iterdir(), key=_is_config)
+    names = {path.name for path in new}
+    replaces_weights = any(_WEIGHT_FILE.fullmatch(name) for name in names)
+    old = [
+        path
+        for path in folder.iterdir()
+        if path.name in names or (replaces_weights and _is_weights(path, variant))
+    ]
+    retired = partial / PARTIAL
+    retired.mkdir()
+    try:
+        for path in sorted(old, key=_is_config, reverse=True):
+            os.replace(path, retired / path.name)
+        for path in new:
+            os.replace(path, folder / path.name)
+    except BaseException:
+        for path in new:
+            if not path.exists():
+                os.replace(folder / path.name, path)
+        for path in sorted(retired.iterdir(), key=_is_config):
+            os.replace(path, folder / path.name)
+        raise
+
+
+def _is_config(path: Path) -> bool:
+    return path.name == "config.json"
+
+
+def _is_weights(path: Path, variant: str | None) -> bool:
+    match = _WEIGHT_FILE.fullmatch(path.name)
+    return match is not None and (match["variant"] or match["index"]) == variant

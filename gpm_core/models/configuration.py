@@ -25,12 +25,15 @@ LEARN_TAU = (None, "one", "per_block")
 
 def is_causal(config: Any) -> bool:
     """Whether a transformers configuration is that of a causal language model."""
+    if getattr(config.get_text_config(), "use_bidirectional_attention", None) is True:
+        # An encoder in the shape of a language model, as EmbeddingGemma.
+        return False
     if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         return bool(getattr(config, "is_decoder", False))
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 
-class GeneralPreferenceConfig(PretrainedConfig):
+class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
     """What a :class:`GeneralPreferenceModel` is built from, stored as its config.json.
 
     Args:
@@ -110,14 +113,15 @@ class GeneralPreferenceConfig(PretrainedConfig):
         self.label_smoothing = label_smoothing
         self.max_sequence_length = max_sequence_length
         self.text_format = text_format
-        self._check()
+        self.check()
         # transformers passes a model's way of attention on to the parts of its configuration, also
         # where none is chosen: a loaded backbone keeps its own.
         attention = getattr(self.backbone_config, "_attn_implementation", None)
         kwargs.setdefault("attn_implementation", attention)
         super().__init__(**kwargs)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ValueError unless each option is known and they fit together."""
         for name, value, known in (
             ("head", self.head, HEAD_KINDS),
             ("pooling", self.pooling, POOLINGS),
@@ -129,6 +133,11 @@ class GeneralPreferenceConfig(PretrainedConfig):
                 raise ValueError(f"{name} must be one of {listed}; got {value!r}")
         if self.head == "bt" and self.gate is not None:
             raise ValueError("a Bradley-Terry head has no blocks to gate: leave gate out")
+        if getattr(self.backbone_config, "model_type", None) == self.model_type:
+            raise ValueError(
+                "the backbone is a preference model itself: load it with "
+                "GeneralPreferenceModel.from_pretrained, or name the backbone below it"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}")
         if self.max_sequence_length is not None and self.max_sequence_length < 4:
@@ -151,7 +160,9 @@ class GeneralPreferenceConfig(PretrainedConfig):
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> Any:
         """The backbone's configuration: what trainers look up sizes and token ids in."""
-        return self if self.backbone_config is None else self.backbone_config
+        if self.backbone_config is None:
+            return self
+        return self.backbone_config.get_text_config(*args, **kwargs)
 
     def build_head(self, hidden_size: int) -> PreferenceHead | BradleyTerryHead | HybridHead:
         """A new head for hidden states of width ``hidden_size``."""

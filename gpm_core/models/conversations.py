@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,14 +34,39 @@ def resolve_text_format(text_format: str | None, causal: bool, tokenizer: Any) -
     return text_format
 
 
-def resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> int:
-    """Most tokens of a row: ``max_length``, or 2048, or the model's own limit if that is less."""
+def position_limit(backbone: Any) -> int | None:
+    """Most tokens that a backbone has positions for, or None where it does not say."""
+    limit = getattr(backbone.config.get_text_config(), "max_position_embeddings", None)
+    table = getattr(getattr(backbone, "embeddings", None), "position_embeddings", None)
+    first = getattr(table, "padding_idx", None)
+    # RoBERTa and its kin count positions from behind that of padding.
+    return limit if limit is None or first is None else limit - first - 1
+
+
+def resolve_max_length(max_length: int | None, positions: int | None, tokenizer: Any) -> int:
+    """Most tokens of a row: ``max_length``, or 2048, or the model's own limit if that is less.
+
+    Args:
+        max_length: what is asked for, or None.
+        positions: what :func:`position_limit` says of the backbone.
+        tokenizer: may have a limit, too.
+
+    Raises:
+        ValueError: if more is asked for than the model has.
+    """
     limits = [
         limit
-        for limit in (getattr(config, "max_position_embeddings", None), tokenizer.model_max_length)
+        for limit in (positions, tokenizer.model_max_length)
         if limit is not None and 0 < limit < _NO_LIMIT
     ]
-    return int(min([DEFAULT_MAX_LENGTH if max_length is None else max_length, *limits]))
+    if max_length is None:
+        return int(min([DEFAULT_MAX_LENGTH, *limits]))
+    if limits and max_length > min(limits):
+        raise ValueError(
+            f"max_sequence_length must be at most {min(limits)}, the limit of the model or its "
+            f"tokenizer; got {max_length}"
+        )
+    return max_length
 
 
 def encode_conversations(
@@ -65,7 +91,8 @@ def encode_conversations(
             model's last token is read at.
 
     Raises:
-        ValueError: if there is not one prompt per response, or the chat template refuses a prompt.
+        ValueError: if there is not one prompt per response, the chat template refuses a prompt, or
+            the tokenizer gives no character offsets or ("published") has no EOS token.
     """
     if len(prompts) != len(responses):
         raise ValueError(
@@ -74,15 +101,29 @@ def encode_conversations(
         )
     dialogues = [as_messages(prompt) for prompt in prompts]
     if text_format == "published":
+        if tokenizer.eos_token_id is None:
+            raise ValueError(
+                "text_format='published' reads a reply at an EOS token and the tokenizer has none: "
+                "set tokenizer.eos_token"
+            )
         return _published_rows(tokenizer, dialogues, responses, max_length)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, which tell a "
+            "prompt from its reply: a fast tokenizer (tokenizer.json) is needed, or token ids"
+        )
     passages = [
         dialogue_passage(dialogue, reply, tokenizer, chat_template=text_format == "chat")
         for dialogue, reply in zip(dialogues, responses, strict=True)
     ]
+    rows = tokenize_rows(tokenizer, passages, max_length)
     eos = tokenizer.eos_token_id if end else None
     if eos is None:
-        return tokenize_rows(tokenizer, passages, max_length)
-    rows = tokenize_rows(tokenizer, passages, max_length - 1)
+        return rows
+    full = [i for i, row in enumerate(rows) if row.ids[-1] != eos and len(row.ids) == max_length]
+    shorter = tokenize_rows(tokenizer, [passages[i] for i in full], max_length - 1)
+    for i, row in zip(full, shorter, strict=True):
+        rows[i] = row
     return [row if row.ids[-1] == eos else Row([*row.ids, eos], row.prompt_length) for row in rows]
 
 
@@ -114,13 +155,19 @@ def _published_rows(
 
 
 def _templated_ids(tokenizer: Any, messages: list[dict[str, str]], max_length: int) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    except Exception as error:
+        roles = [message["role"] for message in messages]
+        raise ValueError(
+            f"the tokenizer's chat template rejects a dialogue with the roles {roles}: {error}"
+        ) from error
     ids = tokenizer(text, add_special_tokens=True, truncation=True, max_length=max_length)
     return list(ids["input_ids"])
 
 
 def rows_of_ids(prompts: Sequence[Any], responses: Sequence[Any]) -> list[Row]:
-    """Rows from N prompts and N responses that are token ids already: tensors (T,) or lists.
+    """Rows from N prompts and N responses that are token ids already: lists, or (T,) arrays.
 
     Raises:
         TypeError: if one is neither.
@@ -136,25 +183,38 @@ def rows_of_ids(prompts: Sequence[Any], responses: Sequence[Any]) -> list[Row]:
     return rows
 
 
+def check_vocabulary(rows: Sequence[Row], size: int) -> None:
+    """Raise ValueError unless all token ids are in [0, ``size``)."""
+    for ids, _ in rows:
+        if min(ids) < 0 or max(ids) >= size:
+            raise ValueError(
+                f"token ids must be in [0, {size}), the backbone's vocabulary; got {min(ids)} to "
+                f"{max(ids)}. Where a tokenizer has got more: model.resize_token_embeddings(...)"
+            )
+
+
 def _id_list(name: str, value: Any) -> list[int]:
-    if isinstance(value, Tensor):
-        if value.dim() != 1 or value.is_floating_point():
+    if isinstance(value, (Tensor, np.ndarray)):
+        ids = value.tolist()
+        if value.ndim != 1 or not _are_ids(ids):
             raise TypeError(
-                f"{name} as a tensor must be token ids (T,) of an integer dtype; got "
+                f"{name} as an array must be token ids (T,) of an integer dtype; got "
                 f"{tuple(value.shape)} {value.dtype}"
             )
-        return [int(i) for i in value.tolist()]
-    if isinstance(value, Sequence) and all(type(item) is int for item in value):
-        return list(value)
+        return ids
+    if isinstance(value, Sequence) and _are_ids(value):
+        return [int(item) for item in value]
     raise TypeError(f"{name} must be token ids, as the responses are; got {type(value).__name__}")
+
+
+def _are_ids(values: Sequence[Any]) -> bool:
+    return all(type(item) is int or isinstance(item, np.integer) for item in values)
 
 
 def is_ids(value: Any) -> bool:
     """Whether ``value`` is token ids rather than text."""
-    return isinstance(value, Tensor) or (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
-        and all(type(item) is int for item in value)
+    return isinstance(value, (Tensor, np.ndarray)) or (
+        isinstance(value, Sequence) and not isinstance(value, str) and _are_ids(value)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,22 +16,27 @@ from gpm_core import ops
 from gpm_core.heads import _Head
 from gpm_core.losses import Temperature, general_preference_loss
 from gpm_core.models import checkpoints
-from gpm_core.models._batches import check_lengths, flatten, group_size, pad_on_the_right
+from gpm_core.models._batches import (
+    check_lengths,
+    evaluating,
+    flatten,
+    group_size,
+    pad_on_the_right,
+)
 from gpm_core.models.backbone import pool
 from gpm_core.models.configuration import GeneralPreferenceConfig
-from gpm_core.models.conversations import pad_rows
 from gpm_core.models.standardization import Standardization
 from gpm_core.models.text_interface import TextInterface
 
 
 @dataclass
-class GeneralPreferenceOutput(ModelOutput):
+class GeneralPreferenceOutput(ModelOutput):  # type: ignore[misc]
     """What :meth:`GeneralPreferenceModel.forward` returns; None where it does not apply.
 
     Attributes:
         loss: () mean loss of the pairs.
-        score: (B,) s(chosen > rejected) of the pairs.
-        probability: (B,) sigmoid((score - margin) / tau).
+        score: (B,) s(chosen > rejected) of the pairs, without gradient.
+        probability: (B,) sigmoid((score - margin) / tau), without gradient.
         embeddings: (N, d) or (B, K, d) preference embeddings.
         scale: (N, k) or (B, k) weight of the blocks (gate values), None without a gate.
     """
@@ -42,7 +48,7 @@ class GeneralPreferenceOutput(ModelOutput):
     scale: Tensor | None = None
 
 
-class GeneralPreferenceModel(TextInterface, PreTrainedModel):
+class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[misc]
     """A transformers backbone with a preference head (arXiv 2410.02197).
 
     Made by :meth:`from_backbone`, stored by ``save_pretrained`` and read by :meth:`from_pretrained`
@@ -85,6 +91,11 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 (as transformers has it)
+    # Means of hidden states can be many deviations: rounded, they would no longer centre.
+    _keep_in_fp32_modules_strict = [  # noqa: RUF012
+        "feature_standardization",
+        "prompt_standardization",
+    ]
 
     def __init__(self, config: GeneralPreferenceConfig, backbone: Any = None) -> None:
         super().__init__(config)
@@ -122,7 +133,7 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
     @classmethod
     def from_backbone(
         cls,
-        backbone: str | PreTrainedModel,
+        backbone: str | os.PathLike[str] | PreTrainedModel,
         *,
         tokenizer: Any = None,
         options: dict[str, Any] | None = None,
@@ -132,7 +143,8 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
 
         Args:
             backbone: local folder or hub name, or a loaded transformers model (of a causal language
-                model, what is below its language-model head is used).
+                model, what is below its language-model head is used). A loaded one is not copied:
+                it becomes part of the new model, and an encoder loses its pooler.
             tokenizer: None: the backbone's own, if it has one.
             options: for the backbone's ``from_pretrained``: ``dtype``, ``device_map``,
                 ``attn_implementation``, ``quantization_config``, ``gguf_file``, ``revision``, ...
@@ -143,6 +155,7 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
 
         Raises:
             OSError: if there is no such backbone.
+            TypeError: if it is neither a name nor a transformers model.
             ValueError: if its files lack weights, for an encoder-decoder, or a wrong option.
 
         Example:
@@ -151,8 +164,14 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
             ... )  # doctest: +SKIP
         """
         loaded: Any
-        if isinstance(backbone, str):
-            loaded, tokenizer = checkpoints.load_backbone(backbone, tokenizer, options or {})
+        if isinstance(backbone, (str, os.PathLike)):
+            name = os.fspath(backbone)
+            loaded, tokenizer = checkpoints.load_backbone(name, tokenizer, options or {})
+        elif not isinstance(backbone, PreTrainedModel):
+            raise TypeError(
+                "backbone must be a folder, a hub name or a transformers model; got "
+                f"{type(backbone).__name__}. Adapters (peft) go on the model that this returns"
+            )
         elif options:
             raise ValueError("options are for loading a backbone by name; this one is loaded")
         else:
@@ -163,14 +182,16 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
             module._is_hf_initialized = True
         model: Any = cls(config, backbone=loaded)
         for name, module in model.named_children():
-            if name != "model":
+            if isinstance(module, Standardization):
+                module.to(device=loaded.device)
+            elif name != "model":
                 module.to(device=loaded.device, dtype=loaded.dtype)
         model.tokenizer = tokenizer
         return model.eval()
 
     @classmethod
-    def from_pretrained(  # type: ignore[override]
-        cls, pretrained_model_name_or_path: str, *args: Any, **kwargs: Any
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any
     ) -> GeneralPreferenceModel:
         """A model from a local folder or the hub: one of ours, or a published GPM checkpoint.
 
@@ -180,26 +201,37 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
         Args:
             pretrained_model_name_or_path: local folder or hub name.
             *args: as ``PreTrainedModel.from_pretrained``.
-            **kwargs: as ``PreTrainedModel.from_pretrained``: ``dtype``, ``device_map``, ...
+            **kwargs: as ``PreTrainedModel.from_pretrained``: ``dtype``, ``device_map``, ..., and
+                options of :class:`GeneralPreferenceConfig` in place of the stored ones.
 
         Raises:
             OSError: if there is no such model.
-            ValueError: if weights are missing (a head is never made up at random), or if it is
-                another kind of model; :meth:`from_backbone` makes a new one of that.
+            ValueError: if weights are damaged or missing (a head is never made up at random), do
+                not fit the configuration, or are another kind of model's, of which
+                :meth:`from_backbone` makes a new one.
         """
         read = super().from_pretrained
         loaded: Any = checkpoints.load(read, pretrained_model_name_or_path, *args, **kwargs)
         return loaded
 
-    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> None:  # type: ignore[override]
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """Write config.json, safetensors, and the tokenizer where there is one.
 
-        Files are written beside those of an earlier save and then take their places.
+        Files are written beside those of an earlier save and then take their places; what fails
+        before leaves the earlier save as it was.
+
+        Args:
+            save_directory: the folder; it is made if need be.
+            is_main_process: whether this process writes.
+            **kwargs: as ``PreTrainedModel.save_pretrained``: ``max_shard_size``, ``state_dict``,
+                ``push_to_hub``, ...
 
         Raises:
             OSError: if the folder cannot be written to.
         """
-        checkpoints.save(self, super().save_pretrained, save_directory, **kwargs)
+        checkpoints.save(self, super().save_pretrained, save_directory, is_main_process, **kwargs)
 
     # -- hidden states -------------------------------------------------------------------------
 
@@ -230,26 +262,34 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
             ValueError: for wrong shapes, a row without tokens, or a gate without prompt_lengths.
         """
         ids, mask, lengths = flatten(input_ids, attention_mask, prompt_lengths)
+        if self._gated and lengths is None:
+            raise ValueError(
+                f"this model has a {self.config.gate} gate: pass prompt_lengths, the number of "
+                "tokens of each prompt"
+            )
         embeddings, scale = self._embed_rows(ids, mask, lengths, group_size(input_ids))
         if input_ids.dim() == 2:
             return GeneralPreferenceOutput(embeddings=embeddings, scale=scale)
         embeddings = embeddings.unflatten(0, input_ids.shape[:2])
         if input_ids.shape[1] != 2:
             return GeneralPreferenceOutput(embeddings=embeddings, scale=scale)
-        chosen, rejected = embeddings.unbind(1)
+        # Scores, margins and labels are not to be rounded to the half precision of the weights.
+        wide = torch.promote_types(embeddings.dtype, torch.float32)
+        chosen, rejected = embeddings.to(wide).unbind(1)
+        weights = None if scale is None else scale.to(wide)
         loss, probability, _ = general_preference_loss(
             chosen,
             rejected,
-            scale,
-            margin=None if margin is None else margin.to(chosen.dtype),
-            target=None if labels is None else labels.to(chosen.dtype),
+            weights,
+            margin=None if margin is None else margin.to(wide),
+            target=None if labels is None else labels.to(wide),
             label_smoothing=self.config.label_smoothing,
-            tau=self.config.tau if self.temperature is None else self.temperature,
+            tau=self.config.tau if self.temperature is None else self.temperature(),
         )
-        score = ops.score(
-            chosen.detach(), rejected.detach(), None if scale is None else scale.detach()
-        )
-        return GeneralPreferenceOutput(loss, score, probability, embeddings, scale)
+        with torch.no_grad():
+            score = ops.score(chosen, rejected, weights)
+        # A copy, not a view: FSDP2 hooks the backward pass onto outputs, and warns of views.
+        return GeneralPreferenceOutput(loss, score, probability, embeddings.clone(), scale)
 
     def _embed_rows(
         self, ids: Tensor, mask: Tensor, lengths: Tensor | None, group: int
@@ -258,29 +298,27 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
         ids, mask = pad_on_the_right(ids, mask)
         hidden = self._hidden(ids, mask)
         embeddings = self._embed_hidden(hidden, mask)
-        if getattr(self.head, "gate", None) is None:
+        if lengths is None or not self._gated:
             return embeddings, self.head.scale()
-        if lengths is None:
-            raise ValueError(
-                f"this model has a {self.config.gate} gate: pass prompt_lengths, the number of "
-                "tokens of each prompt"
-            )
         check_lengths(lengths, mask)
+        # In training all processes are to pass through the backbone equally often.
+        alone = self.config.causal or (not self.training and _is_whole(lengths, mask))
         # Rows of a group share their prompt, unless a long reply made one of them lose its start.
         lengths = lengths.view(-1, group)
         longest = lengths.argmax(dim=1, keepdim=True)
         first = torch.arange(0, len(ids), group, device=ids.device)
-        rows, ends = first + longest.squeeze(1), lengths.gather(1, longest).squeeze(1) - 1
-        if not self.config.causal:
-            # An encoder's prompt token would have seen the reply: the prompt is read on its own.
-            place = torch.arange(ids.shape[1], device=ids.device)
-            alone = (place <= ends.unsqueeze(1)).to(mask.dtype)
-            width = int(ends.max()) + 1
-            prompt = self._hidden(ids[rows][:, :width], alone[:, :width])
-            rows = torch.arange(len(prompt), device=ids.device)
-        else:
-            prompt = hidden
-        return embeddings, self._scale_of(prompt[rows, ends])
+        rows, longest = first + longest.squeeze(1), lengths.gather(1, longest).squeeze(1)
+        if alone:
+            return embeddings, self._scale_of(hidden[rows, longest - 1])
+        # An encoder's prompt token has seen the reply.
+        return embeddings, self._scale_of(self._prompt_hidden(ids[rows], longest))
+
+    def _prompt_hidden(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Hidden states (N, H) at the end of prompts, the first ``lengths`` (N,) tokens of rows."""
+        width = ids.shape[1] if torch.compiler.is_compiling() else int(lengths.max())
+        mask = torch.arange(width, device=ids.device) < lengths.unsqueeze(1)
+        hidden = self._hidden(ids[:, :width], mask.long())
+        return hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
 
     def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
         options = {"use_cache": False} if self.config.causal else {}
@@ -299,7 +337,8 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
             positions = torch.zeros_like(positions)
         if hidden.dtype == self.head.value_head.weight.dtype:
             return self.head.embed(hidden, positions)
-        return self.head.embed(self._as_weight(hidden[torch.arange(len(hidden)), positions]))
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return self.head.embed(self._as_weight(hidden[rows, positions]))
 
     def _scale_of(self, prompt_hidden: Tensor) -> Tensor | None:
         if self.config.standardize:
@@ -324,26 +363,31 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):
             batch_size: conversations per backbone pass.
 
         Raises:
-            ValueError: if the configuration does not say ``standardize``, or N is below 2.
+            ValueError: if the configuration does not say ``standardize``, N is below 2, or a gate's
+                prompt holds no token.
         """
         if not self.config.standardize:
             raise ValueError("this model does not standardize: configure standardize=True")
         rows = self.rows(prompts, responses)
         if len(rows) < 2:
             raise ValueError(f"at least 2 conversations are needed; got {len(rows)}")
+        self._check_prompts(rows)
         features, gates = [], []
-        training = self.training
-        self.eval()
-        padding = self.config.get_text_config().pad_token_id or 0
-        for start in range(0, len(rows), batch_size):
-            tensors = pad_rows(rows[start : start + batch_size], padding)
-            ids, mask, lengths = (tensor.to(self.device) for tensor in tensors)
-            hidden = self._hidden(ids, mask)
-            features.append(pool(hidden, mask, self.config.pooling).float())
-            if self.config.gate is not None:
-                ends = (lengths - 1).clamp(min=0)
-                gates.append(hidden[torch.arange(len(ids), device=ids.device), ends].float())
-        self.train(training)
+        with evaluating(self):
+            for _, (ids, mask, lengths) in self._batches(rows, batch_size):
+                hidden = self._hidden(ids, mask)
+                features.append(pool(hidden, mask, self.config.pooling))
+                if not self._gated:
+                    continue
+                if self.config.causal:
+                    gates.append(hidden[torch.arange(len(ids), device=ids.device), lengths - 1])
+                else:
+                    gates.append(self._prompt_hidden(ids, lengths))
         self.feature_standardization.fit(torch.cat(features))
         if gates:
             self.prompt_standardization.fit(torch.cat(gates))
+
+
+def _is_whole(lengths: Tensor, mask: Tensor) -> bool:
+    """Whether each row is a prompt alone, as far as that can be known without a look at values."""
+    return not torch.compiler.is_compiling() and bool((lengths == mask.sum(dim=1)).all())

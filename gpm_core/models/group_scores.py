@@ -43,6 +43,18 @@ class GroupScores:
         probability = self.means()[0].tolist()
         return sorted(range(len(probability)), key=lambda i: (-probability[i], i))
 
+    def condorcet_winner(self) -> int | None:
+        """The response that is preferred to every other one, or None; 0 of one response."""
+        wins = (self.score > 0).sum(dim=1)
+        best = int(wins.argmax())
+        return best if int(wins[best]) == len(self.score) - 1 else None
+
+    def cyclic_triples(self) -> int:
+        """How many of the triples are cyclic: a preferred to b, b to c, and c to a."""
+        wins = (self.score > 0).double()
+        # Each cycle is met from each of its three members.
+        return round(float(((wins @ wins) * wins.T).sum()) / 3)
+
 
 class GroupScoring:
     """Scores, probabilities and rankings of responses, from all pairs of a group.

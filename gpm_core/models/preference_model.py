@@ -15,7 +15,6 @@ from gpm_core.data.pairs import ResponseGroup
 from gpm_core.models.backbone import TextBackbone
 from gpm_core.models.group_scores import GroupScores, GroupScoring
 from gpm_core.models.storage import (
-    BACKBONE,
     WEIGHTS,
     Head,
     build_head,
@@ -166,7 +165,7 @@ class PreferenceModel(GroupScoring, nn.Module):
         return torch.cat([self.backbone.encode(p, batch_size, progress) for p in parts], dim=-1)
 
     def hidden(self, prompts: Sequence[PromptLike], responses: Sequence[str] | None) -> Tensor:
-        """Standardized features (N, F) in one batch, with gradients if the backbone is trainable.
+        """Standardized features (N, F) in one batch.
 
         Args:
             prompts: N prompts.
@@ -235,14 +234,13 @@ class PreferenceModel(GroupScoring, nn.Module):
         return {
             name: value
             for name, value in self.state_dict().items()
-            if self.backbone.trainable or not name.startswith("backbone.")
+            if not name.startswith("backbone.")
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json, whole or not at all.
 
-        The backbone's weights are written only if it is trainable; otherwise its name, and a
-        fingerprint that :meth:`from_pretrained` checks.
+        Of the backbone, its name and a fingerprint that :meth:`from_pretrained` checks.
 
         Raises:
             FileExistsError: if ``folder`` holds anything but a preference model.
@@ -252,15 +250,13 @@ class PreferenceModel(GroupScoring, nn.Module):
         config = {
             "backbone": {
                 "name": backbone.name,
-                "trained": backbone.trainable,
-                "fingerprint": None if backbone.trainable else backbone.fingerprint(),
+                "fingerprint": backbone.fingerprint(),
                 **backbone.options(),
             },
             "view": self.view,
             "head": head_config(self.head),
         }
-        files = backbone.save_description if backbone.trainable else None
-        write_model(folder, self.saved_tensors(), config, files)
+        write_model(folder, self.saved_tensors(), config)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> PreferenceModel:
@@ -274,13 +270,10 @@ class PreferenceModel(GroupScoring, nn.Module):
         folder = Path(folder)
         config = read_config(folder)
         options = dict(config["backbone"])
-        name, trained = options.pop("name"), options.pop("trained")
-        fingerprint = options.pop("fingerprint")
+        name, fingerprint = options.pop("name"), options.pop("fingerprint")
         options["dtype"] = getattr(torch, options["dtype"])
-        source = str(folder / BACKBONE) if trained else name
-        backbone = TextBackbone(source, trainable=trained, from_config=trained, **options)
-        backbone.name = name
-        if not trained and backbone.fingerprint() != fingerprint:
+        backbone = TextBackbone(name, **options)
+        if backbone.fingerprint() != fingerprint:
             raise ValueError(
                 f"{folder}: the backbone {name or 'MiniLM'!r} is not the one this model was "
                 "trained with (its weights or tokenizer have changed)"
