@@ -152,16 +152,19 @@ def test_mistakes_end_with_one_line(
     assert "learning_rate" in error("train", data, "-o", tmp_path / "x", "--learning-rate", -1)
     (tmp_path / "file").write_text("")
     assert "cannot write" in error("train", data, "-o", tmp_path / "file" / "run")
-    assert "no preference model there" in error("score", tmp_path, data)
+    assert "holds no model: it has no config.json" in error("score", tmp_path, data)
     assert "must end with .safetensors" in error(
         "score", trained / "model", data, "--matrix", tmp_path / "m.csv"
     )
     assert not (tmp_path / "odd").exists()
 
 
-def test_a_bad_data_file_leaves_no_run_behind(data: Path, encoder: str, tmp_path: Path) -> None:
+def test_bad_data_or_a_bad_backbone_leaves_no_run_behind(
+    data: Path, encoder: str, tmp_path: Path
+) -> None:
     bad = write_lines(tmp_path / "bad.jsonl", [{"chosen": "a"}])
     error("train", bad, "-o", tmp_path / "run", "--backbone", encoder)
+    error("train", data, "-o", tmp_path / "run", "--backbone", tmp_path)
     arguments = ["-o", tmp_path / "run", "--backbone", encoder, "--epochs", 1, "-q"]
     run("train", data, *arguments)
     assert (tmp_path / "run" / "metrics.json").is_file()

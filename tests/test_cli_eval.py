@@ -115,3 +115,23 @@ def test_mistakes(model: Path, data: Path, tmp_path: Path) -> None:
     assert run(model, data).exit_code == 2
     no_model = run(tmp_path / "nowhere", data, "-o", tmp_path / "out", "-q")
     assert isinstance(no_model.exception, OSError)
+
+
+def test_responses_with_ratings(model: Path, tmp_path: Path) -> None:
+    groups = [
+        {
+            "prompt": f"w{i} w1",
+            "responses": [f"good w{i}", f"bad w{i}", "w7"],
+            "ratings": {"help": [3, 1, 2], "truth": [2, 3, 1], "style": [1, 2, 3]},
+        }
+        for i in range(6)
+    ]
+    file = write_lines(tmp_path / "rated.jsonl", groups)
+    for option, pairs in (("--ratings", 18), ("--cycle", 18)):
+        value = "help" if option == "--ratings" else "help, truth, style"
+        result = run(model, file, "-o", tmp_path / option.strip("-"), "-q", option, value)
+        assert result.exit_code == 0, result.output
+        report = json.loads((tmp_path / option.strip("-") / "report.json").read_text())
+        assert report["overall"]["count"] == pairs
+    refused = run(model, file, "-o", tmp_path / "no", "--ratings", "help", "--kind", "rewardbench")
+    assert refused.exit_code == 2

@@ -212,7 +212,6 @@ def test_the_example_learns_and_its_model_is_whole(folder: Path) -> None:
     ("name", "kind", "part", "options"),
     [
         ("ddp", "MULTI_GPU", "fsdp_config", {}),
-        ("ddp_cpu", "MULTI_CPU", "fsdp_config", {}),
         (
             "fsdp2",
             "FSDP",
@@ -242,7 +241,7 @@ def test_configurations_are_accelerates(
 
 def test_every_configuration_is_tested() -> None:
     files = {path.stem for path in processes.EXAMPLES.glob("*.yaml")}
-    assert files == {"ddp", "ddp_cpu", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"}
+    assert files == {"ddp", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"}
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -76,6 +76,32 @@ def test_the_loss_is_the_cross_entropy_of_the_score(backbone: str, options: Any)
     assert not output.probability.requires_grad
 
 
+@pytest.mark.parametrize("learn_tau", [None, "one"])
+def test_regression_of_the_logit(learn_tau: str | None) -> None:
+    model = tiny_model("llama", tau=0.4, loss="regression", target_margin=3.0, learn_tau=learn_tau)
+    tau = 0.4 if learn_tau is None else model.temperature().item()
+    labels = torch.tensor([1.0, 0.5, 0.2])
+    scores = []
+    for prompt, *replies in PAIRS:
+        a, b = (expected_embedding(model, prompt, reply) for reply in replies)
+        scores.append(expected_score(a, b, expected_scale(model, prompt)))
+    logits = torch.stack(scores) / tau
+    output = model(**batch(), labels=labels)
+    expected = (logits - 3.0 * (2 * labels - 1)).square().mean() / 2
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    output.loss.backward()
+    if learn_tau is not None:
+        # Of the logit alone: d/dtau (s / tau - m)^2 / 2 = -(s / tau - m) s / tau^2.
+        slope = (-(logits - 3.0 * (2 * labels - 1)) * logits / tau).mean()
+        softplus = torch.sigmoid(model.temperature.raw.detach()).item()
+        found = model.temperature.raw.grad.item()
+        assert found == pytest.approx(slope.item() * softplus, abs=1e-5)
+    margin = torch.tensor([0.8, 0.1, 2.0])
+    expected = (logits - margin / tau * (2 * labels - 1)).square().mean() / 2
+    output = model(**batch(), labels=labels, margin=margin)
+    assert output.loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("options", KINDS, ids=str)
 def test_gradients_reach_every_parameter_and_are_those_of_the_loss(options: Any) -> None:
     model = tiny_model(**options)

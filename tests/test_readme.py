@@ -121,6 +121,15 @@ def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
     return command, words
 
 
+def trainer_flags(command: click.Command) -> set[str]:
+    """What a command passes on to a trainer; those commands need the extra "train" to be found."""
+    from gpm_core.cli.config import TrainerCommand, trainer_fields
+
+    if not isinstance(command, TrainerCommand):
+        return set()
+    return {f"--{name}" for name in trainer_fields()}
+
+
 @every_page
 def test_commands_and_their_options_exist(page: Path) -> None:
     for call in commands(page, "gpm-core"):
@@ -133,6 +142,7 @@ def test_commands_and_their_options_exist(page: Path) -> None:
         known = {"-h", "--help"}
         for parameter in command.params:
             known.update(parameter.opts, parameter.secondary_opts)
+        known |= trainer_flags(command)
         for word in words:
             if word.startswith("-"):
                 assert word.partition("=")[0] in known, f"gpm-core {' '.join(call)}: {word}?"

@@ -75,7 +75,7 @@ def test_lora_from_a_file_of_options_with_trls_names(
     assert metrics["heldout"]["pairs"] == 12
     assert metrics["peak_memory_bytes"]["process"] > 0
     model = load_model(tmp_path / "run" / "model")
-    assert model.get_base_model().config.gate == "softmax"
+    assert model.config.gate == "softmax"
     pairs = [parse_pair(record) for record in learnable_pairs(40, seed=5)]
     right = [model.score(pair.prompt, pair.chosen, pair.rejected) > 0 for pair in pairs]
     assert sum(right) >= 38, "what was stored is what was trained"
@@ -103,12 +103,15 @@ def test_equal_seeds_give_equal_bits_also_when_resumed(
     # As if the process had been killed in the second epoch.
     for name in ("metrics.json", "log.json"):
         (tmp_path / "again" / name).unlink()
-    latest = max((tmp_path / "again" / "checkpoints").glob("checkpoint-*"), key=lambda p: p.name)
-    for path in sorted(latest.iterdir()):
-        path.unlink()
-    latest.rmdir()
+    checkpoints = tmp_path / "again" / "checkpoints"
+    steps = {path.name for path in checkpoints.glob("checkpoint-*")}
+    assert steps == {"checkpoint-6", "checkpoint-12"}
+    # ... while it wrote the next checkpoint, whose files come one by one.
+    (checkpoints / "checkpoint-12" / "files.json").unlink()
+    (checkpoints / "checkpoint-12" / "trainer_state.json").unlink()
     resumed = tune(data, tmp_path / "again", options, resume=True)
     assert resumed.metrics["heldout"] == whole.metrics["heldout"]
+    assert resumed.metrics["train"] == whole.metrics["train"]
     assert [r.step for r in resumed.history.epochs] == [6, 12]
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "again")[name]), name
@@ -141,6 +144,7 @@ def test_last_trains_the_last_layers_and_the_head(tmp_path: Path, causal: str, d
     assert "head.value_head.weight" in after
     message = refused("train", data, "-o", tmp_path / "more", *arguments, "--layers", "3")
     assert "the backbone has 2 layers; cannot train the last 3" in message
+    assert not (tmp_path / "more" / "run.json").exists()
 
 
 def test_an_encoder_in_full_with_evaluation_data(tmp_path: Path, data: Path) -> None:
@@ -210,3 +214,54 @@ def test_options_of_features_from_a_file(tmp_path: Path, data: Path) -> None:
     settings = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]
     assert (settings["head"]["kind"], settings["fit"]["epochs"]) == ("bt", 3)
     assert settings["fit"]["seed"] == 5
+
+
+def test_each_evaluation_has_the_training_before_it_beside_it(
+    tmp_path: Path, causal: str, data: Path
+) -> None:
+    fields = {**FAST, "num_train_epochs": 2, "logging_steps": 4}
+    result = tune(data, tmp_path / "run", TuneOptions(causal, "full", trainer=fields))
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    logged = {entry["step"]: entry["loss"] for entry in log if "loss" in entry}
+    assert list(logged) == [4, 6, 8, 12]
+    first, second = (record.train_loss for record in result.history.epochs)
+    assert first == pytest.approx((4 * logged[4] + 2 * logged[6]) / 6)
+    assert second == pytest.approx((2 * logged[8] + 4 * logged[12]) / 6)
+    # Also where an epoch has fewer steps than a log.
+    fields["logging_steps"] = 1000
+    rarely = tune(data, tmp_path / "rarely", TuneOptions(causal, "full", trainer=fields))
+    assert rarely.metrics["train"]["loss"] == pytest.approx(second, rel=1e-3)
+    assert rarely.metrics["train"]["accuracy"] > 0.9
+
+
+def test_an_adapter_is_trained_further_as_one(tmp_path: Path, causal: str, data: Path) -> None:
+    start = ["train", data, "--epochs", "1", "--learning-rate", "0.01", "--quiet"]
+    first = tmp_path / "first" / "model"
+    run(*start, "-o", first.parent, "--backbone", causal, "--tune", "lora", "--lora-rank", "4")
+    run(*start, "-o", tmp_path / "second", "--backbone", first, "--tune", "lora")
+    stored = [
+        load_file(folder / "adapter_model.safetensors")
+        for folder in (first, tmp_path / "second" / "model")
+    ]
+    assert stored[0].keys() == stored[1].keys()
+    for name, tensor in stored[0].items():
+        assert tensor.shape == stored[1][name].shape
+    assert any(not torch.equal(tensor, stored[1][name]) for name, tensor in stored[0].items())
+    for mode in ("last", "full"):
+        message = refused(*start, "-o", tmp_path / "third", "--backbone", first, "--tune", mode)
+        assert f"is an adapter, which only mode 'lora' trains further; for '{mode}'" in message
+    assert "is a preference model, not a backbone" in refused(
+        *start, "-o", tmp_path / "third", "--backbone", first
+    )
+
+
+def test_numbers_of_the_trainer_as_they_are_written(
+    tmp_path: Path, causal: str, data: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text("weight_decay: 1e-2\nmax_grad_norm: .5\n")
+    arguments = ["--backbone", causal, "--tune", "full", "--adam_epsilon", "1E-7", "--quiet"]
+    run("train", data, "-o", tmp_path / "run", "--config", config, "--epochs", "1", *arguments)
+    fields = json.loads((tmp_path / "run" / "metrics.json").read_text())["settings"]["trainer"]
+    assert (fields["weight_decay"], fields["max_grad_norm"]) == (0.01, 0.5)
+    assert fields["adam_epsilon"] == 1e-7

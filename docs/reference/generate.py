@@ -29,6 +29,7 @@ ORDER = (
     "index.md",
     "readme.md",
     "training.md",
+    "cli.md",
     "data.md",
     "evaluation.md",
     "ranking.md",

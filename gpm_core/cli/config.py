@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ _ALIASES = {
     "model_name_or_path": "backbone",
     "dataset_name": "data",
     "output_dir": "output",
+    "dataset_train_split": "split",
+    "dataset_test_split": "eval_split",
     "lora_r": "lora_rank",
 }
 #: Where fields of the trainer, from the file and from flags, wait for the command to ask for them.
@@ -35,7 +38,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     if path is None:
         return
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parsed(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise click.BadParameter(f"{path}: cannot be read as YAML: {reason}") from error
@@ -48,6 +51,8 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         name = _ALIASES.get(str(key).replace("-", "_"), str(key).replace("-", "_"))
         if name == "use_peft":
             name, value = "tune", "lora" if value else "full"
+        if name == "cycle" and isinstance(value, list):
+            value = ",".join(map(str, value))
         if name in names:
             defaults[name] = value
         elif name in trainer_fields():
@@ -58,6 +63,19 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
             raise click.BadParameter(f"{path}: unknown option {key!r}{hint}")
     context.default_map = {**(context.default_map or {}), **defaults}
     context.meta[_FILE] = trainer
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it is written: 1e-4 is a number, which YAML 1.1 wants a point in (1.0e-4)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), None
+)
+
+
+def _parsed(text: str) -> Any:
+    return yaml.load(text, _Loader)
 
 
 class TrainerCommand(click.Command):
@@ -81,7 +99,7 @@ class TrainerCommand(click.Command):
                 if not remaining:
                     raise click.UsageError(f"{flag} needs a value: {flag} VALUE", ctx=ctx)
                 value = remaining.pop(0)
-            fields[name] = yaml.safe_load(value)
+            fields[name] = _parsed(value)
         ctx.meta[_FLAGS] = fields
         return super().parse_args(ctx, rest)
 

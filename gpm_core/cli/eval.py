@@ -8,15 +8,17 @@ import click
 
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import check_writable
+from gpm_core.data.pairs import PreferencePair
 from gpm_core.data.reading import read_pairs
-from gpm_core.evaluation import evaluate, read_evaluation
+from gpm_core.evaluation import EvaluationData, evaluate, read_evaluation
 from gpm_core.evaluation.reading import KINDS, Kind
 from gpm_core.models import load_model
+from gpm_core.training.sources import DataOptions
 
 
 @click.command(short_help="Evaluate a preference model on pairs or on a benchmark.")
 @click.argument("model")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option(
     "--output",
     "-o",
@@ -30,6 +32,17 @@ from gpm_core.models import load_model
     default="auto",
     show_default=True,
     help="What FILE is; auto tells by its records.",
+)
+@click.option("--split", help="Of a folder or a data set of the hub, as test.")
+@click.option(
+    "--ratings",
+    metavar="CRITERION",
+    help="FILE is responses with ratings: pairs by this criterion, or the 'mean' of all.",
+)
+@click.option(
+    "--cycle",
+    metavar="CRITERIA",
+    help="FILE is responses with ratings: cyclic pairs over these criteria, as 'a,b,c'.",
 )
 @click.option(
     "--train-data",
@@ -56,9 +69,12 @@ from gpm_core.models import load_model
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
 def command(
     model: str,
-    file: Path,
+    file: str,
     output: Path,
     kind: Kind,
+    split: str | None,
+    ratings: str | None,
+    cycle: str | None,
     train_data: Path | None,
     batch_size: int,
     device: str,
@@ -71,12 +87,13 @@ def command(
 
     FILE is a .jsonl, .json, .jsonl.gz, .json.gz or .parquet file of pairs ("chosen", "rejected",
     perhaps "prompt" and "subset"), of RewardBench's shape, or of RewardBench 2's ("chosen" and
-    "rejected" are lists of texts). The report has accuracies with intervals, calibration, cycles,
-    and length bias.
+    "rejected" are lists of texts); or a folder or the name of a data set of the hub, of pairs. With
+    --ratings or --cycle, it is responses with ratings. The report has accuracies with intervals,
+    calibration, cycles, and length bias.
     """
     quiet_transformers()
     # Mistakes in files and folders show before the model is loaded.
-    data = read_evaluation(file, kind)
+    data = _read(file, kind, split, ratings, cycle)
     train_pairs = None if train_data is None else read_pairs(train_data)
     check_writable(output)
     report = evaluate(
@@ -92,3 +109,16 @@ def command(
     click.echo(report.markdown())
     files = report.write(output)
     click.echo(f"written: {', '.join(map(str, files))}", err=True)
+
+
+def _read(
+    source: str, kind: Kind, split: str | None, ratings: str | None, cycle: str | None
+) -> EvaluationData | list[PreferencePair]:
+    criteria = None if cycle is None else [name.strip() for name in cycle.split(",")]
+    options = DataOptions(split, None, ratings, criteria)
+    made = ratings is not None or cycle is not None
+    if not made and split is None and not Path(source).is_dir() and Path(source).suffix:
+        return read_evaluation(source, kind)
+    if kind not in ("auto", "pairs"):
+        raise click.UsageError(f"--kind {kind} is for a file of that benchmark")
+    return options.read(source, None)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -95,6 +96,8 @@ def quiet_transformers() -> None:
     """Keep transformers' own progress bars and advice off the terminal."""
     from transformers.utils import logging as untyped
 
+    # Advice to those who write the code: no option of ours would heed it.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     logging: Any = untyped
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gpm_core.training import tuning
 from gpm_core.training.options import HEAD_KINDS, HeadOptions, RunOptions
 from gpm_core.training.run import train
 from gpm_core.training.settings import FitSettings
+from gpm_core.training.sources import DataOptions
 from gpm_core.training.tuning import TuneOptions
 
 _DEFAULTS = FitSettings()
@@ -33,7 +35,7 @@ _TRAINER_NAMES = {
     "tau": "tau",
     "learn_tau": "learn_tau",
     "pooling": "pooling",
-    "max_length": "max_length",
+    "max_length": "max_sequence_length",
     "epochs": "num_train_epochs",
     "batch_size": "per_device_train_batch_size",
     "encode_batch_size": "per_device_eval_batch_size",
@@ -64,6 +66,18 @@ _TUNE_ONLY = ("learn_tau", "layers", "lora_rank", "lora_alpha", "lora_dropout", 
     help="Folder of the run: model, metrics, plots, checkpoints.",
 )
 @click.option("--eval-data", help="Held-out pairs [default: a share of DATA].")
+@click.option("--split", help="Of a folder or a data set of the hub, as train.")
+@click.option("--eval-split", help="The same of --eval-data, or without it of DATA.")
+@click.option(
+    "--ratings",
+    metavar="CRITERION",
+    help="DATA are responses with ratings: pairs by this criterion, or the 'mean' of all.",
+)
+@click.option(
+    "--cycle",
+    metavar="CRITERIA",
+    help="DATA are responses with ratings: cyclic pairs over these criteria, as 'a,b,c'.",
+)
 @click.option("--resume", is_flag=True, help="Continue the run in --output, if there is one.")
 @click.option(
     "--tune",
@@ -106,15 +120,17 @@ def command(
     quiet: bool,
     **values: Any,
 ) -> None:
-    r"""Train a preference model on DATA: a file of pairs (.jsonl, .jsonl.gz, .json, .parquet).
+    r"""Train a preference model on DATA: a file of pairs (.jsonl, .jsonl.gz, .json, .parquet, ...),
+    a folder, or the name of a data set of the hub.
 
     Each record has "chosen" and "rejected": texts (perhaps with "prompt"), whole dialogues
     "\n\nHuman: ...\n\nAssistant: ...", or lists of {"role", "content"} messages; and perhaps
-    "margin" and "target".
+    "margin" and "target". With --ratings or --cycle they have "prompt", "responses" and "ratings",
+    or UltraFeedback's "completions".
 
     By default a head is trained on the fixed features of a backbone. With --tune the language model
-    is trained too, by TRL's trainer; DATA may then be a folder or a hub name as well, and every
-    field of its configuration is an option, as --gradient_accumulation_steps 4.
+    is trained too, by TRL's trainer, and every field of its configuration is an option, as
+    --gradient_accumulation_steps 4.
     """
     if data is None or output is None:
         raise click.UsageError(f"{'DATA' if data is None else '--output'} is missing")
@@ -133,6 +149,9 @@ def command(
 
 
 def _report(metrics: dict[str, Any], output: Path) -> None:
+    # Under torchrun all processes come here, with the same figures.
+    if os.environ.get("RANK", "0") != "0":
+        return
     heldout = metrics["heldout"]
     low, high = heldout["interval_95"]
     click.echo(
@@ -168,8 +187,18 @@ def _run_options(values: dict[str, Any]) -> RunOptions:
         values.pop("tau"),
     )
     backbone = build_backbone(values)
+    data = _data_options(values)
     fraction, steps = values.pop("heldout_fraction"), values.pop("checkpoint_steps")
-    return RunOptions(head, backbone, FitSettings(**values), fraction, steps)
+    return RunOptions(head, backbone, FitSettings(**values), fraction, steps, data)
+
+
+def _data_options(values: dict[str, Any]) -> DataOptions:
+    """The options of which part of the data, taken from ``values``."""
+    cycle = values.pop("cycle")
+    if cycle is not None:
+        cycle = [criterion.strip() for criterion in cycle.split(",")]
+    names = ("split", "eval_split", "ratings")
+    return DataOptions(**{name: values.pop(name) for name in names}, cycle=cycle)
 
 
 def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> TuneOptions:
@@ -198,4 +227,5 @@ def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> 
         fields,
         values["heldout_fraction"],
         values["seed"],
+        _data_options(values),
     )

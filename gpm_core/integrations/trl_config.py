@@ -35,6 +35,8 @@ _MODEL_OPTIONS = (
     "clip",
     "pooling",
     "standardize",
+    "loss",
+    "target_margin",
     "max_sequence_length",
     "text_format",
 )
@@ -69,6 +71,8 @@ class PreferenceConfig(RewardConfig):  # type: ignore[misc]
         learn_tau: "one" or "per_block".
         scalar_weight, cyclic_weight, clip: of a hybrid head.
         pooling: "last", "mean" or "cls".
+        loss: "logistic" or "regression".
+        target_margin: what the logit of a pair is to be under "regression".
         standardize: centre and scale hidden states; measured on the first training pairs.
         max_sequence_length: most tokens of a conversation that the model reads in use.
         text_format: "chat", "plain" or "published".
@@ -87,6 +91,8 @@ class PreferenceConfig(RewardConfig):  # type: ignore[misc]
     cyclic_weight: float | None = _option("Weight of a hybrid head's cyclic part.")
     clip: float | None = _option("Limit of a hybrid head's rewards.")
     pooling: str | None = _option("What represents a response: 'last', 'mean' or 'cls'.")
+    loss: str | None = _option("Loss of the pairs: 'logistic' or 'regression'.")
+    target_margin: float | None = _option("What a pair's logit is to be under 'regression'.")
     standardize: bool | None = _option("Whether hidden states are centred and scaled.")
     max_sequence_length: int | None = _option("Most tokens that the model reads in use.")
     text_format: str | None = _option("How texts are read: 'chat', 'plain' or 'published'.")

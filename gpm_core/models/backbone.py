@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from gpm_core.models.configuration import is_causal
+from gpm_core.models.configuration import GeneralPreferenceConfig, is_causal
 from gpm_core.models.text import Passage, tokenize
 
 Pooling = Literal["auto", "mean", "last", "cls"]
@@ -241,6 +241,11 @@ def _load_config_and_tokenizer(source: str) -> tuple[Any, Any]:
             f"cannot load the backbone {source!r}, neither as a local folder with config.json and "
             f"tokenizer nor from the hub: {reason}"
         ) from error
+    if config.model_type == GeneralPreferenceConfig.model_type:
+        raise ValueError(
+            f"{source} is a preference model, not a backbone: name the backbone below it, or train "
+            "it further with gpm_core.training.tune (gpm-core train --tune)"
+        )
     if config.is_encoder_decoder:
         raise ValueError(
             f"{source} is an encoder-decoder ({config.model_type}); name an encoder (as BERT) or a "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
@@ -20,6 +21,7 @@ TextFormat = Literal["chat", "plain", "published"]
 HEAD_KINDS = ("gpm", "bt", "hybrid")
 POOLINGS = ("last", "mean", "cls")
 TEXT_FORMATS = ("chat", "plain", "published")
+LOSSES = ("logistic", "regression")
 LEARN_TAU = (None, "one", "per_block")
 
 
@@ -54,7 +56,12 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             "mean" of all; None: "last" for causal language models and "mean" for encoders.
         standardize: centre and scale hidden states before the head by statistics that
             :meth:`GeneralPreferenceModel.fit_standardization` measures.
-        label_smoothing: of the model's own loss, in [0, 1).
+        loss: the model's own: "logistic", cross-entropy of the probability, or "regression" of the
+            logit s / tau on a target, see :func:`gpm_core.losses.regression_loss`.
+        target_margin: of "regression": what the logit of a pair with label p is to be, times
+            2 p - 1; 10 in the reference code of arXiv 2410.02197. For pairs with a margin it is
+            the margin / tau instead.
+        label_smoothing: of the loss, in [0, 1).
         max_sequence_length: most tokens of a conversation given as text; None: 2048, or what the
             backbone has positions for.
         text_format: how a conversation becomes tokens: "chat" (the tokenizer's chat template),
@@ -94,6 +101,8 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         clip: float | None = None,
         pooling: ModelPooling | None = None,
         standardize: bool = False,
+        loss: Literal["logistic", "regression"] = "logistic",
+        target_margin: float = 10.0,
         label_smoothing: float = 0.0,
         max_sequence_length: int | None = None,
         text_format: TextFormat | None = None,
@@ -110,6 +119,7 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             pooling = "last" if self.causal else "mean"
         self.pooling = pooling
         self.standardize = standardize
+        self.loss, self.target_margin = loss, target_margin
         self.label_smoothing = label_smoothing
         self.max_sequence_length = max_sequence_length
         self.text_format = text_format
@@ -126,6 +136,7 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             ("head", self.head, HEAD_KINDS),
             ("pooling", self.pooling, POOLINGS),
             ("learn_tau", self.learn_tau, LEARN_TAU),
+            ("loss", self.loss, LOSSES),
             ("text_format", self.text_format, (None, *TEXT_FORMATS)),
         ):
             if value not in known:
@@ -137,6 +148,10 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             raise ValueError(
                 "the backbone is a preference model itself: load it with "
                 "GeneralPreferenceModel.from_pretrained, or name the backbone below it"
+            )
+        if not 0 < self.target_margin < math.inf:
+            raise ValueError(
+                f"target_margin must be finite and above zero; got {self.target_margin}"
             )
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1); got {self.label_smoothing}")

@@ -14,7 +14,12 @@ from transformers.utils.generic import ModelOutput
 
 from gpm_core import ops
 from gpm_core.heads import _Head
-from gpm_core.losses import Temperature, general_preference_loss
+from gpm_core.losses import (
+    PreferenceLossOutput,
+    Temperature,
+    general_preference_loss,
+    regression_loss,
+)
 from gpm_core.models import checkpoints
 from gpm_core.models._batches import (
     check_lengths,
@@ -252,7 +257,7 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
                 for no padding.
             prompt_lengths: tokens of the prompt at the start of each conversation, padding not
                 counted, (N,) or (B,) or (B, K); needed by a gate.
-            margin: (B,) what the score must exceed.
+            margin: (B,) what the score must exceed (with loss="regression": what it is to be).
             labels: (B,) probability in [0, 1] that the chosen response is preferred; None for 1.
 
         Returns:
@@ -277,19 +282,44 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         chosen, rejected = embeddings.to(wide).unbind(1)
         weights = None if scale is None else scale.to(wide)
-        loss, probability, _ = general_preference_loss(
+        loss, probability, _ = self._loss(
             chosen,
             rejected,
             weights,
-            margin=None if margin is None else margin.to(wide),
-            target=None if labels is None else labels.to(wide),
-            label_smoothing=self.config.label_smoothing,
-            tau=self.config.tau if self.temperature is None else self.temperature(),
+            None if margin is None else margin.to(wide),
+            None if labels is None else labels.to(wide),
         )
         with torch.no_grad():
             score = ops.score(chosen, rejected, weights)
         # A copy, not a view: FSDP2 hooks the backward pass onto outputs, and warns of views.
         return GeneralPreferenceOutput(loss, score, probability, embeddings.clone(), scale)
+
+    def _loss(
+        self,
+        chosen: Tensor,
+        rejected: Tensor,
+        scale: Tensor | None,
+        margin: Tensor | None,
+        labels: Tensor | None,
+    ) -> PreferenceLossOutput:
+        smoothing = self.config.label_smoothing
+        tau = self.config.tau if self.temperature is None else self.temperature()
+        if self.config.loss == "logistic":
+            return general_preference_loss(
+                chosen,
+                rejected,
+                scale,
+                margin=margin,
+                target=labels,
+                label_smoothing=smoothing,
+                tau=tau,
+            )
+        side = chosen.new_ones(len(chosen)) if labels is None else 2 * labels - 1
+        inverse = tau.reciprocal().mean() if isinstance(tau, Tensor) else 1 / tau
+        wanted = self.config.target_margin if margin is None else margin * inverse
+        # What is regressed on is data: a learned temperature must not move its own target.
+        goal = ((1 - smoothing) * side * wanted).detach()
+        return regression_loss(chosen, rejected, scale, target_margin=goal, tau=tau)
 
     def _embed_rows(
         self, ids: Tensor, mask: Tensor, lengths: Tensor | None, group: int

@@ -17,11 +17,13 @@ from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
 from gpm_core.training.options import BackboneOptions, HeadOptions, RunOptions
 from gpm_core.training.run import RunResult, train
 from gpm_core.training.settings import FitSettings
+from gpm_core.training.sources import DataOptions
 from gpm_core.training.tuning import TuneOptions, TuneResult, tune
 
 __all__ = [
     "BackboneOptions",
     "Comparison",
+    "DataOptions",
     "EpochRecord",
     "Evaluation",
     "FitSettings",

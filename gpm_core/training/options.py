@@ -12,6 +12,7 @@ from gpm_core.models.backbone import Pooling, TextBackbone
 from gpm_core.models.preference_model import PreferenceModel, View, feature_size, resolve_view
 from gpm_core.training.objective import Head
 from gpm_core.training.settings import FitSettings
+from gpm_core.training.sources import DataOptions
 
 HeadKind = Literal["gpm", "bt", "hybrid"]
 
@@ -99,6 +100,7 @@ class RunOptions:
         fit: see :class:`FitSettings`; its seed also decides initial weights and the division.
         heldout_fraction: share of the pairs to hold out, where there is no evaluation file.
         checkpoint_steps: also write a checkpoint every so many steps; None: after epochs only.
+        data: see :class:`DataOptions`.
 
     Raises:
         ValueError: for a value outside its range.
@@ -109,6 +111,7 @@ class RunOptions:
     fit: FitSettings = field(default_factory=FitSettings)
     heldout_fraction: float = 0.2
     checkpoint_steps: int | None = None
+    data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         if not 0 < self.heldout_fraction < 1:

@@ -14,8 +14,6 @@ from torch import Tensor
 from gpm_core._version import __version__
 from gpm_core.data.files import write_json
 from gpm_core.data.pairs import PreferencePair
-from gpm_core.data.reading import read_pairs
-from gpm_core.data.splitting import check_disjoint, split_indices
 from gpm_core.evaluation.metrics import calibration_error, wilson_interval
 from gpm_core.models.preference_model import PreferenceModel
 from gpm_core.models.storage import check_names, load_exactly
@@ -27,6 +25,7 @@ from gpm_core.training.loop import History, TrainingLoop
 from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
 from gpm_core.training.options import RunOptions
 from gpm_core.training.plots import write_plots
+from gpm_core.training.sources import divided
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,9 @@ def train(
     would flatter the accuracy that is reported on them.
 
     Args:
-        data: pairs to train on, as :func:`gpm_core.data.read_pairs` reads them.
+        data: pairs to train on: a file, a folder or a hub name, as
+            :func:`gpm_core.data.load_pairs` reads them; or responses with ratings, see
+            :class:`DataOptions`.
         output: the run's folder; made if needed.
         options: None for the defaults.
         eval_data: held-out pairs, none of whose prompts may be in ``data``; None: a share of
@@ -86,8 +87,8 @@ def train(
     started = time.perf_counter()
     description = check_run_folder(output, options.as_dict(), data, eval_data, resume)
     sources = _read_data(data, eval_data, options)
-    claim_run_folder(output, description)
     model = options.build_model()
+    claim_run_folder(output, description)
     with torch.random.fork_rng():
         torch.manual_seed(options.fit.seed)
         task = _HeadTraining(model, sources, options, output, progress)
@@ -117,13 +118,8 @@ def train(
 def _read_data(
     data: str | os.PathLike[str], eval_data: str | os.PathLike[str] | None, options: RunOptions
 ) -> _Data:
-    pairs = read_pairs(data)
-    if eval_data is not None:
-        heldout = read_pairs(eval_data)
-        check_disjoint(pairs, heldout)
-        count = len(pairs)
-        return _Data(pairs + heldout, list(range(count)), list(range(count, count + len(heldout))))
-    return _Data(pairs, *split_indices(pairs, options.heldout_fraction, options.fit.seed))
+    fraction, seed = options.heldout_fraction, options.fit.seed
+    return _Data(*divided(options.data, data, eval_data, fraction, seed))
 
 
 def _run_loop(

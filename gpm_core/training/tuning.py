@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from gpm_core._version import __version__
-from gpm_core.data import DataError, PreferencePair, check_disjoint, load_pairs, to_dataset
+from gpm_core.data import DataError, PreferencePair, to_dataset
 from gpm_core.data.files import write_json
-from gpm_core.data.splitting import split_indices
 from gpm_core.evaluation.metrics import calibration_error, wilson_interval
+from gpm_core.models.loading import is_adapter
 from gpm_core.training.folder import check_run_folder, claim_run_folder
 from gpm_core.training.loop import EpochRecord, History
 from gpm_core.training.objective import Evaluation
 from gpm_core.training.plots import write_plots
+from gpm_core.training.sources import DataOptions, divided
 
 Mode = Literal["lora", "last", "full"]
 
@@ -37,15 +38,16 @@ class TuneOptions:
 
     Attributes:
         backbone: local folder or hub name of a language model or encoder, of a preference model,
-            or of an adapter of one.
+            or of an adapter of one, with which "lora" goes on.
         mode: "lora" (adapters, and the head in full), the "last" layers and the head, or "full".
         layers: how many layers "last" trains.
-        lora_rank, lora_alpha, lora_dropout: of "lora"; alpha None is twice the rank.
+        lora_rank, lora_alpha, lora_dropout: of a new adapter; alpha None is twice the rank.
         trainer: fields of :class:`gpm_core.integrations.trl.PreferenceConfig` by name: those of
             transformers' ``TrainingArguments``, of TRL's ``RewardConfig``, and of the head.
         heldout_fraction: share of the pairs to hold out by prompt, where there is no evaluation
             data.
         seed: of the division, initial weights, order of pairs and dropout.
+        data: see :class:`DataOptions`.
 
     Raises:
         TypeError: if ``trainer`` holds what is no field of ``PreferenceConfig``.
@@ -61,6 +63,7 @@ class TuneOptions:
     trainer: dict[str, Any] = field(default_factory=dict)
     heldout_fraction: float = 0.2
     seed: int = 0
+    data: DataOptions = field(default_factory=DataOptions)
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -120,7 +123,8 @@ def tune(
 
     Args:
         data: pairs to train on: a file, a folder or a hub name, as
-            :func:`gpm_core.data.load_pairs` reads them.
+            :func:`gpm_core.data.load_pairs` reads them; or responses with ratings, see
+            :class:`DataOptions`.
         output: the run's folder; made if needed.
         options: see :class:`TuneOptions`.
         eval_data: held-out pairs; None: a share of ``data`` by prompt, drawn by the seed. Prompts
@@ -133,23 +137,30 @@ def tune(
         FileExistsError: if there is a run in ``output`` already and ``resume`` is false, or other
             files are.
         OSError: if ``output`` cannot be written to, or there is no such backbone.
-        ValueError: for bad data, or if settings differ from those of the run to resume.
+        ValueError: for bad data, if settings differ from those of the run to resume, or for an
+            adapter as backbone of another mode than "lora".
     """
+    # Needs transformers' trainer, which takes seconds to import.
+    from gpm_core.training.trainer_checkpoints import newest_whole, remove_unfinished
+
     output = Path(output)
     started = time.perf_counter()
     description = check_run_folder(output, options.as_dict(), data, eval_data, resume)
     train_pairs, heldout_pairs = _read(data, eval_data, options)
     trainer = _trainer(output, options, train_pairs, heldout_pairs, progress)
-    if trainer.accelerator.is_main_process:
-        claim_run_folder(output, description)
-    trainer.accelerator.wait_for_everyone()
     if options.mode == "last":
         freeze_all_but_last(trainer.model, options.layers)
-    checkpoint = _newest_checkpoint(output / CHECKPOINTS) if resume else None
+    if trainer.accelerator.is_main_process:
+        claim_run_folder(output, description)
+        remove_unfinished(output / CHECKPOINTS)
+    trainer.accelerator.wait_for_everyone()
+    checkpoint = newest_whole(output / CHECKPOINTS) if resume else None
     trainer.train(resume_from_checkpoint=checkpoint)
     trained = time.perf_counter()
     heldout, labels = _evaluate(trainer)
     trainer.save_model(str(output / "model"))
+    # A pickle, which nobody should have to trust; run.json and metrics.json say all of it.
+    (output / "model" / "training_args.bin").unlink(missing_ok=True)
     history = _history(trainer.state.log_history)
     metrics = {
         "heldout": _summary(heldout, labels),
@@ -205,13 +216,9 @@ def _final_norms(backbone: Any, layers: nn.ModuleList) -> list[nn.Module]:
 def _read(
     data: str | os.PathLike[str], eval_data: str | os.PathLike[str] | None, options: TuneOptions
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    pairs = load_pairs(data)
-    if eval_data is not None:
-        heldout = load_pairs(eval_data)
-        check_disjoint(pairs, heldout)
-        return pairs, heldout
-    train, rest = split_indices(pairs, options.heldout_fraction, options.seed)
-    return [pairs[i] for i in train], [pairs[i] for i in rest]
+    pairs, *rows = divided(options.data, data, eval_data, options.heldout_fraction, options.seed)
+    train, heldout = ([pairs[i] for i in part] for part in rows)
+    return train, heldout
 
 
 def _trainer(
@@ -225,7 +232,15 @@ def _trainer(
     from transformers import PrinterCallback
 
     from gpm_core.integrations.trl import PreferenceConfig, PreferenceTrainer
+    from gpm_core.training.trainer_checkpoints import RunCallback
 
+    adapter = is_adapter(options.backbone)
+    if adapter and options.mode != "lora":
+        raise ValueError(
+            f"{options.backbone} is an adapter, which only mode 'lora' trains further; for "
+            f"{options.mode!r} merge it into its base: gpm_core.models.load_model(...)"
+            ".save_pretrained(...)"
+        )
     defaults: dict[str, Any] = {
         "report_to": "none",
         "eval_strategy": "epoch",
@@ -233,11 +248,10 @@ def _trainer(
         "save_total_limit": 2,
         "logging_steps": 10,
         "bf16": torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
         # Long pairs are cut, as the model cuts them in use, and not left out.
         "max_length": None,
     }
-    if "max_length" in options.trainer and "max_sequence_length" not in options.trainer:
-        defaults["max_sequence_length"] = options.trainer["max_length"]
     config = PreferenceConfig(
         output_dir=str(output / CHECKPOINTS),
         seed=options.seed,
@@ -251,10 +265,11 @@ def _trainer(
         config,
         train_dataset=to_dataset(train_pairs),
         eval_dataset=to_dataset(heldout_pairs),
-        peft_config=_lora(options) if options.mode == "lora" else None,
+        peft_config=_lora(options) if options.mode == "lora" and not adapter else None,
     )
     # Without progress bars transformers prints every log instead; log.json has them all.
     trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(RunCallback(trainer))
     return trainer
 
 
@@ -263,12 +278,6 @@ def _lora(options: TuneOptions) -> Any:
 
     alpha = 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
     return peft.LoraConfig(r=options.lora_rank, lora_alpha=alpha, lora_dropout=options.lora_dropout)
-
-
-def _newest_checkpoint(folder: Path) -> str | None:
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def _evaluate(trainer: Any) -> tuple[Evaluation, Tensor]:
@@ -297,16 +306,18 @@ def _summary(result: Evaluation, labels: Tensor) -> dict[str, Any]:
 
 
 def _history(log: list[dict[str, Any]]) -> History:
-    """One record per evaluation, with the means of the training logs before it."""
+    """One record per evaluation, with the means of the training before it, over steps."""
     records: list[EpochRecord] = []
     losses: list[float] = []
     accuracies: list[float] = []
+    step = 0
     for entry in log:
         if "loss" in entry:
-            losses.append(entry["loss"])
-            accuracies.append(entry.get("accuracy", float("nan")))
+            losses += [entry["loss"]] * (entry["step"] - step)
+            accuracies += [entry["accuracy"]] * (entry["step"] - step)
+            step = entry["step"]
         if "eval_loss" in entry:
-            count = max(len(losses), 1)
+            count = len(losses)
             records.append(
                 EpochRecord(
                     len(records) + 1,

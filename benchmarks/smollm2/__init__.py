@@ -1,0 +1,1 @@
+"""A recorded run with a real language model: which head predicts real preferences, and why."""
