@@ -33,6 +33,7 @@ else:
         cross_score_matrix_backward,
         cross_score_matrix_out,
     )
+    from gpm_core.backends.triton.linear_logprob import linear_logprob, linear_logprob_backward
     from gpm_core.backends.triton.normalize import normalize, normalize_backward
     from gpm_core.backends.triton.preference_embedding import (
         preference_embedding,
@@ -58,6 +59,8 @@ __all__ = [
     "cross_score_matrix",
     "cross_score_matrix_backward",
     "cross_score_matrix_out",
+    "linear_logprob",
+    "linear_logprob_backward",
     "normalize",
     "normalize_backward",
     "preference_embedding",
