@@ -92,7 +92,7 @@ def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
     if a.dtype == out.dtype:
         out.addmm_(a, b)
     else:
-        out += torch.mm(a, b, out_dtype=out.dtype)
+        torch.addmm(out, a, b, out_dtype=out.dtype, out=out)
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,10 @@ def _operand(rows: Tensor) -> Tensor:
 
 
 class _Selection:
-    """The rows that count, where looking at data is free; all of them on a GPU."""
+    """The rows that count, where looking at data is free; on a GPU all, with zeros for the others.
+
+    Zeros because padding may be anything, and 0 times that must be 0 in the weight's gradient.
+    """
 
     def __init__(self, counted: Tensor) -> None:
         self._counted = counted
@@ -155,17 +158,20 @@ class _Selection:
         self._index = counted.nonzero().squeeze(1) if some else None
 
     def take(self, rows: Tensor) -> Tensor:
-        return rows if self._index is None else rows[self._index]
+        if self._index is not None:
+            return rows[self._index]
+        return rows if rows.is_cpu else self._masked(rows)
+
+    def _masked(self, rows: Tensor) -> Tensor:
+        counted = self._counted.view(-1, *(1 for _ in rows.shape[1:]))
+        return torch.where(counted, rows, 0)
 
     def spread(self, rows: Tensor, shape: torch.Size) -> Tensor:
         """Rows of the selection among zeros."""
         if self._index is not None:
             all_rows = rows.new_zeros(self._counted.shape[0], *rows.shape[1:])
             return all_rows.index_copy_(0, self._index, rows).view(shape)
-        if rows.is_cpu:
-            return rows.view(shape)
-        counted = self._counted.view(-1, *(1 for _ in rows.shape[1:]))
-        return torch.where(counted, rows, 0).view(shape)
+        return (rows if rows.is_cpu else self._masked(rows)).view(shape)
 
 
 def forward(
@@ -216,7 +222,7 @@ def forward(
         own = torch.where(share > 0, share * distance, 0)
         entropies = selection.spread(log_total - (moment + own) / total, target.shape)
     if pulled is not None:
-        of_target = weight[torch.where(targets == ignore_index, 0, targets)].to(wide)
+        of_target = weight[targets].to(wide)
         total = total * temperature
         pulled.mul_((-1 / total).unsqueeze(1)).addcmul_(
             of_target, (slope * rest / total).unsqueeze(1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -20,12 +22,22 @@ def check_targets(target: Tensor, size: int, ignore_index: int) -> None:
         )
 
 
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """It would round the products to 16 bits."""
+    device = x.device.type
+    if torch.amp.is_autocast_available(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
 def _logits(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, softcap: float | None
 ) -> Tensor:
     """The capped and tempered logits, (..., V)."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    logits = F.linear(hidden.to(wide), weight.to(wide), None if bias is None else bias.to(wide))
+    biases = None if bias is None else bias.to(wide)
+    with _without_autocast(hidden):
+        logits = F.linear(hidden.to(wide), weight.to(wide), biases)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
     return logits / temperature
@@ -57,6 +69,7 @@ def linear_logprob(
     if not torch._C._are_functorch_transforms_active():
         check_targets(target, weight.shape[0], ignore_index)
     ignored = target == ignore_index
+    hidden = hidden.masked_fill(ignored.unsqueeze(-1), 0)  # padding may be anything
     logits = _logits(hidden, weight, bias, temperature, softcap)
     log_probabilities = logits.log_softmax(dim=-1)
     index = torch.where(ignored, 0, target).unsqueeze(-1)
@@ -67,7 +80,8 @@ def linear_logprob(
             one = torch.ones_like(logp)
             inputs = (hidden, weight, target, bias, temperature, softcap, ignore_index)
             gradient = _gradient_of_logits(one, None, *inputs)
-            pulled = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype)
+            with _without_autocast(hidden):
+                pulled = (gradient @ weight.to(gradient.dtype)).to(hidden.dtype)
     entropies = absent
     if entropy:
         entropies = torch.where(ignored, 0, _entropy(log_probabilities).squeeze(-1))
@@ -129,15 +143,17 @@ def linear_logprob_backward(
     The forward pass's results save a kernel work; here they are computed again, since the saved
     ones would hide from PyTorch that they depend on hidden, weight and bias.
     """
+    hidden = hidden.masked_fill((target == ignore_index).unsqueeze(-1), 0)
     inputs = (hidden, weight, target, bias, temperature, softcap, ignore_index)
     grad = _gradient_of_logits(grad_logp, grad_entropy, *inputs)
     rows = grad.reshape(-1, weight.shape[0])
     grad_hidden, grad_weight, grad_bias = None, None, None
-    if output_mask[0]:
-        grad_hidden = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
-    if output_mask[1]:
-        hidden_rows = hidden.reshape(-1, hidden.shape[-1]).to(grad.dtype)
-        grad_weight = (rows.transpose(0, 1) @ hidden_rows).to(weight.dtype)
+    with _without_autocast(hidden):
+        if output_mask[0]:
+            grad_hidden = (grad @ weight.to(grad.dtype)).to(hidden.dtype)
+        if output_mask[1]:
+            hidden_rows = hidden.reshape(-1, hidden.shape[-1]).to(grad.dtype)
+            grad_weight = (rows.transpose(0, 1) @ hidden_rows).to(weight.dtype)
     if output_mask[2]:
         grad_bias = rows.sum(dim=0).to(weight.dtype)
     return grad_hidden, grad_weight, grad_bias
