@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -48,31 +47,10 @@ class Options:
     entropy: bool
 
 
-class Kernels(Protocol):
-    """What a backend fuses; sizes and meaning as in ``csrc/include/gpm/linear_logprob.h``."""
-
-    def linear_logprob_chunk(
-        self,
-        logits: Tensor,
-        first: int,
-        target: Tensor,
-        bias: Tensor | None,
-        options: Options,
-        state: Tensor,
-        coefficients: Tensor | None,
-        pulled: Tensor | None,
-    ) -> None: ...
-
-    def linear_logprob_chunk_backward(
-        self,
-        logits: Tensor,
-        first: int,
-        target: Tensor,
-        bias: Tensor | None,
-        options: Options,
-        gradients: Tensor,
-        coefficients: Tensor,
-    ) -> None: ...
+#: What a backend fuses, ``linear_logprob_chunk(logits, first, target, bias, options, state,
+#: coefficients, pulled)`` and ``linear_logprob_chunk_backward(logits, first, target, bias, options,
+#: gradients, coefficients)``; sizes and meaning are in ``csrc/include/gpm/linear_logprob.h``.
+Kernel = Callable[..., None]
 
 
 def _multiplies_16_bits(x: Tensor) -> bool:
@@ -175,7 +153,7 @@ class _Selection:
 
 
 def forward(
-    kernels: Kernels,
+    kernel: Kernel,
     hidden: Tensor,
     weight: Tensor,
     target: Tensor,
@@ -199,7 +177,7 @@ def forward(
     if rows.shape[0]:
         for chunk in _chunks(rows, weight, bias):
             of_tokens = None if pulled is None else pulled[chunk.tokens]
-            kernels.linear_logprob_chunk(
+            kernel(
                 chunk.logits,
                 chunk.first,
                 targets[chunk.tokens],
@@ -237,7 +215,7 @@ def forward(
 
 
 def backward(
-    kernels: Kernels,
+    kernel: Kernel,
     grad_logp: Tensor | None,
     grad_entropy: Tensor | None,
     hidden: Tensor,
@@ -264,7 +242,7 @@ def backward(
     sums = _Sums(rows, weight, output_mask)
     if rows.shape[0]:
         for chunk in _chunks(rows, weight, bias):
-            kernels.linear_logprob_chunk_backward(
+            kernel(
                 chunk.logits,
                 chunk.first,
                 targets[chunk.tokens],

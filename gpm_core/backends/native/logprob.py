@@ -18,10 +18,10 @@ class LinearLogprob:
         self._library = library
 
     def linear_logprob(self, *arguments: Any) -> tuple[Tensor | None, ...]:
-        return chunked.forward(self, *arguments)
+        return chunked.forward(self.linear_logprob_chunk, *arguments)
 
     def linear_logprob_backward(self, *arguments: Any) -> tuple[Tensor | None, ...]:
-        return chunked.backward(self, *arguments)
+        return chunked.backward(self.linear_logprob_chunk_backward, *arguments)
 
     def linear_logprob_chunk(
         self,

@@ -146,56 +146,49 @@ def _number(value: float | None, like: Tensor) -> float | int | None:
     return None if value is None else _layout.number(value, like.dtype)
 
 
-class _Chunks:
-    """Launches for a chunk."""
-
-    def linear_logprob_chunk(
-        self,
-        logits: Tensor,
-        first: int,
-        target: Tensor,
-        bias: Tensor | None,
-        options: chunked.Options,
-        state: Tensor,
-        coefficients: Tensor | None,
-        pulled: Tensor | None,
-    ) -> None:
-        rows, columns = logits.shape
-        launch(
-            _linear_logprob_kernel, rows, logits,
-            logits, target, bias, state, coefficients, pulled,
-            columns, first, 0 if pulled is None else pulled.shape[1],
-            _number(options.temperature, logits), _number(options.softcap, logits),
-            ENTROPY=options.entropy, WIDE=_layout.wide_type(logits.dtype),
-            TILE=min(_layout.power_of_two(columns), _TILE),
-        )  # fmt: skip
-
-    def linear_logprob_chunk_backward(
-        self,
-        logits: Tensor,
-        first: int,
-        target: Tensor,
-        bias: Tensor | None,
-        options: chunked.Options,
-        gradients: Tensor,
-        coefficients: Tensor,
-    ) -> None:
-        rows, columns = logits.shape
-        launch(
-            _linear_logprob_backward_kernel, rows, logits,
-            logits, target, bias, gradients, coefficients, columns, first,
-            _number(options.temperature, logits), _number(options.softcap, logits),
-            ENTROPY=options.entropy, WIDE=_layout.wide_type(logits.dtype),
-            TILE=min(_layout.power_of_two(columns), _TILE),
-        )  # fmt: skip
+def linear_logprob_chunk(
+    logits: Tensor,
+    first: int,
+    target: Tensor,
+    bias: Tensor | None,
+    options: chunked.Options,
+    state: Tensor,
+    coefficients: Tensor | None,
+    pulled: Tensor | None,
+) -> None:
+    rows, columns = logits.shape
+    launch(
+        _linear_logprob_kernel, rows, logits,
+        logits, target, bias, state, coefficients, pulled,
+        columns, first, 0 if pulled is None else pulled.shape[1],
+        _number(options.temperature, logits), _number(options.softcap, logits),
+        ENTROPY=options.entropy, WIDE=_layout.wide_type(logits.dtype),
+        TILE=min(_layout.power_of_two(columns), _TILE),
+    )  # fmt: skip
 
 
-_CHUNKS = _Chunks()
+def linear_logprob_chunk_backward(
+    logits: Tensor,
+    first: int,
+    target: Tensor,
+    bias: Tensor | None,
+    options: chunked.Options,
+    gradients: Tensor,
+    coefficients: Tensor,
+) -> None:
+    rows, columns = logits.shape
+    launch(
+        _linear_logprob_backward_kernel, rows, logits,
+        logits, target, bias, gradients, coefficients, columns, first,
+        _number(options.temperature, logits), _number(options.softcap, logits),
+        ENTROPY=options.entropy, WIDE=_layout.wide_type(logits.dtype),
+        TILE=min(_layout.power_of_two(columns), _TILE),
+    )  # fmt: skip
 
 
 def linear_logprob(*arguments: Any) -> tuple[Tensor | None, ...]:
-    return chunked.forward(_CHUNKS, *arguments)
+    return chunked.forward(linear_logprob_chunk, *arguments)
 
 
 def linear_logprob_backward(*arguments: Any) -> tuple[Tensor | None, ...]:
-    return chunked.backward(_CHUNKS, *arguments)
+    return chunked.backward(linear_logprob_chunk_backward, *arguments)
