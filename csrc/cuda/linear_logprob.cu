@@ -8,7 +8,8 @@ namespace {
 // A block takes a row: its part of one is read twice, the second time from the caches.
 constexpr int kThreads = 256;
 // On a multiprocessor: without it the assembler spills a few bytes to fit one more.
-constexpr int kBlocks = 4;
+template <class S>
+constexpr int kBlocks = sizeof(S) == 8 ? 3 : 4;
 constexpr int64_t kShared = kThreads / kWarp * 8;
 
 template <class T>
@@ -59,7 +60,7 @@ struct Logits {
 };
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks) forward(LinearLogprob args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>) forward(LinearLogprob args) {
   using T = Wide<S>;
   constexpr int N = kVector<S>;
   const Block block{kThreads};
@@ -117,7 +118,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks) forward(LinearLogprob args)
 }
 
 template <class S>
-__global__ void __launch_bounds__(kThreads, kBlocks) backward(LinearLogprobBackward args) {
+__global__ void __launch_bounds__(kThreads, kBlocks<S>) backward(LinearLogprobBackward args) {
   using T = Wide<S>;
   constexpr int N = kVector<S>;
   const Logits<T> logits(args);
