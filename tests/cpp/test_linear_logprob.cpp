@@ -257,7 +257,7 @@ TEST(huge_logits_and_numbers_that_are_none) {
                                    state.data(), nullptr, nullptr},
                                   1);
       const Real rest = state[gpm::kRest];
-      if (row == numbers[0])
+      if (&row == &numbers[0])
         CHECK(rest == 1, "%Lg", rest);
       else
         CHECK(std::isnan(rest), "%Lg", rest);
