@@ -18,7 +18,7 @@ def test_examples_run() -> None:
         exec(compile(block, "README.md", "exec"), names)
     for parameter in names["head"].parameters():
         assert parameter.grad is not None, "the loss reaches every parameter of the head"
-    assert names["logps"].grad.abs().sum() > 0
+    assert names["hidden"].grad.abs().sum() > 0
 
 
 def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
