@@ -135,12 +135,12 @@ def _logprobs(new: _Numbers) -> Iterator[Case]:
     rows, columns, size = 256 // new.fewer, 2048, 512
     options = Options(temperature=0.7, softcap=30.0, entropy=True)
     target, label = torch.arange(rows) * 7, f"{rows} x {columns}"
-    bias, pulled = new.wide(columns), new.wide(rows, size)
+    pulled = new.wide(rows, size)
     logits, given, out = new.wide(rows, columns), new.wide(rows, GRADIENTS), new(rows, columns)
     for more, results in [("", (None, None)), (f", H = {size}", (out, pulled))]:
-        arguments = (logits, 0, target, bias, options, new.wide(rows, STATES), *results)
+        arguments = (logits, 0, target, None, options, new.wide(rows, STATES), *results)
         yield Chunk("linear_logprob", label + more, ("forward",), arguments)
-    arguments = (logits, 0, target, bias, options, given, out)
+    arguments = (logits, 0, target, None, options, given, out)
     yield Chunk("linear_logprob_backward", label, ("backward",), arguments)
 
 

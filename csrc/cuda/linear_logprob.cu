@@ -36,18 +36,17 @@ struct Logits {
     constexpr int V = kVector<T>;
 #pragma unroll
     for (int first = 0; first < N; first += V) {
-      T part[V];
-      load(products + c + first, columns - c - first, aligned, part);
+      const int64_t at = c + first;
+      T part[V], more[V] = {};
+      load(products + at, columns - at, aligned, part);
+      if (bias) load(bias + at, columns - at, is_aligned(bias, 0), more);
 #pragma unroll
-      for (int i = 0; i < V; ++i) {
-        const int64_t column = c + first + i;
-        z[first + i] = column < columns ? logit(part[i], column) : -infinity<T>();
-      }
+      for (int i = 0; i < V; ++i)
+        z[first + i] = at + i < columns ? logit(part[i] + more[i]) : -infinity<T>();
     }
   }
 
-  __device__ __forceinline__ T logit(T z, int64_t column) const {
-    if (bias) z += read(bias + column);
+  __device__ __forceinline__ T logit(T z) const {
     if (softcap != T(0)) z = softcap * hyperbolic_tangent(z / softcap);
     return temperature == T(1) ? z : z / temperature;
   }
