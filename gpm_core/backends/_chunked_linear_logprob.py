@@ -60,10 +60,10 @@ def _multiplies_16_bits(x: Tensor) -> bool:
 
 
 def _product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """A @ b in ``out``, or, where operands are of fewer bits than it, in a new tensor like it."""
+    """A @ b into ``out``, which may have more bits than the operands."""
     if a.dtype == out.dtype:
         return torch.mm(a, b, out=out)
-    return torch.mm(a, b, out_dtype=out.dtype)
+    return torch.mm(a, b, out_dtype=out.dtype, out=out)
 
 
 def _add_product(out: Tensor, a: Tensor, b: Tensor) -> None:
@@ -304,7 +304,7 @@ class _Sums:
         """The tokens of a part follow one another: it is rounded when the last have been added."""
         gradient, wide = chunk.coefficients.t(), chunk.logits.dtype
         if chunk.tokens.start == 0:
-            place = finished if finished.dtype == wide else finished.new_empty(0, dtype=wide)
+            place = finished if finished.dtype == wide else torch.empty_like(finished, dtype=wide)
             self._part = _product(place, gradient, rows)
         else:
             _add_product(self._part, gradient, rows)

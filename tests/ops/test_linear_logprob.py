@@ -257,3 +257,39 @@ def test_int32_targets_and_autocast(target: Target) -> None:
         got = ops.linear_logprob(hidden, weight, token.int())
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected)
+
+
+def test_compiles_with_shapes_and_numbers_that_change() -> None:
+    torch._dynamo.reset()
+
+    def step(hidden: Tensor, weight: Tensor, token: Tensor, temperature: float) -> Tensor:
+        logp, entropy = ops.linear_logprob(
+            hidden, weight, token, temperature=temperature, entropy=True
+        )
+        return logp.square().sum() + entropy.sum()
+
+    compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")
+    for count, temperature in ((4, 0.5), (6, 0.7)):
+        hidden, weight, token = tensors(count)
+        leaves = (hidden.requires_grad_(), weight.requires_grad_())
+        grads = [
+            torch.autograd.grad(function(*leaves, token, temperature), leaves)
+            for function in (step, compiled)
+        ]
+        torch.testing.assert_close(*grads)
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_no_allocation_comes_near_the_logits(
+    trained: bool, target: Target, small_chunks: None, request: pytest.FixtureRequest
+) -> None:
+    if target.name != "native" or "many chunks" in request.node.name:
+        pytest.skip("large; what is allocated is the same with all kernels")
+    hidden, weight, token = tensors(count=1500, size=8, vocabulary=20000)
+    leaves = [hidden.requires_grad_(), weight.requires_grad_(trained)][: 1 + trained]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        logp = ops.linear_logprob(hidden, weight, token)
+        torch.autograd.grad(logp.sum(), leaves)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 1500 * 20000 * 4 / 8
