@@ -293,3 +293,40 @@ def test_no_allocation_comes_near_the_logits(
         torch.autograd.grad(logp.sum(), leaves)
     largest = max(event.self_cpu_memory_usage for event in profile.events())
     assert 0 < largest <= 1500 * 20000 * 4 / 8
+
+
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_products_of_16_bits_as_cuda_has_them(
+    dtype: torch.dtype, trained: bool, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Operands stay as they are, and kernels write coefficients that the next product takes.
+
+    PyTorch has such products on CUDA alone; here they are multiplied in float32.
+    """
+    if target.backend == "reference":
+        pytest.skip("the reference converts its operands")
+    if target.device == "cpu":
+        monkeypatch.setattr(chunked, "_multiplies_16_bits", lambda x: x.dtype == dtype)
+
+        def product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+            assert a.dtype == b.dtype == dtype
+            assert out.dtype == torch.float32
+            return torch.mm(a.float(), b.float(), out=out)
+
+        monkeypatch.setattr(chunked, "_product", product)
+        monkeypatch.setattr(
+            chunked, "_add_product", lambda out, a, b: out.addmm_(a.float(), b.float())
+        )
+    hidden, weight = (
+        testing.make_tensor(7, 6, dtype=dtype),
+        testing.make_tensor(21, 6, dtype=dtype, seed=1),
+    )
+    token = torch.tensor([3, 20, -100, 0, 11, 5, 8])
+
+    def step(hidden: Tensor, weight: Tensor) -> Tensor:
+        return ops.linear_logprob(hidden, weight, token, softcap=3.0)
+
+    arguments = (hidden, weight) if trained else (hidden,)
+    function = step if trained else lambda hidden: step(hidden, weight.to(hidden.dtype))
+    testing.assert_as_exact_as_reference(function, arguments, backend=target.backend)
