@@ -31,10 +31,11 @@ from gpm_core.backends.reference import accumulation_dtype
 #: pass (``gpm::LogprobGradient``).
 STATES, GRADIENTS = 5, 5
 
-# Tokens of a chunk at most, and numbers of a chunk: 8 MiB of float32, which a processor's caches
-# keep between a product and its kernel. A GPU has more to fill: there a sixteenth of all logits.
-_TOKENS = {True: 1024, False: 4096}
-_NUMBERS = {True: 2**21, False: 2**26}
+# Tokens of a chunk at most, and numbers of a chunk, on a processor and elsewhere. 16 MiB of float32:
+# smaller ones are no faster, in the caches or not, and threads wait for each other more often. A GPU
+# has more to fill: there a sixteenth of all logits.
+_TOKENS = {True: 2048, False: 4096}
+_NUMBERS = {True: 2**22, False: 2**26}
 _COLUMNS = 64  # columns are a multiple of it: whole vectors
 
 
