@@ -31,9 +31,9 @@ from gpm_core.backends.reference import accumulation_dtype
 #: pass (``gpm::LogprobGradient``).
 STATES, GRADIENTS = 5, 5
 
-# Tokens of a chunk at most, and numbers of a chunk, on a processor and elsewhere. 16 MiB of float32:
-# smaller ones are no faster, in the caches or not, and threads wait for each other more often. A GPU
-# has more to fill: there a sixteenth of all logits.
+# Tokens of a chunk at most, and numbers of a chunk, on a processor and elsewhere. 16 MiB of
+# float32: smaller ones are no faster, and threads wait for each other more often. A GPU has more
+# to fill: there a sixteenth of all logits.
 _TOKENS = {True: 2048, False: 4096}
 _NUMBERS = {True: 2**22, False: 2**26}
 _COLUMNS = 64  # columns are a multiple of it: whole vectors
