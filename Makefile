@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NATIVE := CMakeLists.txt setup.py $(shell find csrc python -type f)
 
-.PHONY: help demo test lint test-cpp test-python format bench bench-gpu kernels clean
+.PHONY: help demo test lint test-cpp test-python format bench bench-gpu kernels docs clean
 
 help:
 	@echo "make demo       train on cyclic preferences, align a policy, draw it (demo_output/)"
@@ -12,6 +12,7 @@ help:
 	@echo "make bench      speed against eager PyTorch, torch.compile and the paper's code"
 	@echo "make bench-gpu  GPU tests, sanitizers and speed, in the environment of PYTHON (docs/gpu)"
 	@echo "make kernels    registers, occupancy and traffic of the GPU kernels (docs/kernels.md)"
+	@echo "make docs       the site with the reference of every public name (site/index.html)"
 	@echo "make format     format all sources"
 
 $(BIN)/python:
@@ -27,7 +28,7 @@ $(VENV)/torch: $(BIN)/python constraints.txt
 	@touch $@
 
 $(VENV)/installed: $(VENV)/torch pyproject.toml $(NATIVE)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,test,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[train,test,dev,docs]"
 	@touch $@
 
 demo: $(VENV)/installed
@@ -61,10 +62,13 @@ bench-gpu:
 kernels: $(VENV)/installed
 	$(BIN)/python -m benchmarks.kernels --output docs/kernels.md
 
+docs: $(VENV)/installed
+	$(BIN)/python -m mkdocs build --strict
+
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $$(git ls-files '*.cpp' '*.h' '*.cu' '*.cuh')
 
 clean:
-	rm -rf $(VENV) build demo_output
+	rm -rf $(VENV) build demo_output site

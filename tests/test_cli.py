@@ -103,7 +103,7 @@ def test_score_ranks_and_writes_matrices(trained: Path, tmp_path: Path) -> None:
     assert third["ranking"] == [0, 1]
 
     model = PreferenceModel.from_pretrained(trained / "model")
-    expected = model.probability_matrix("w1 w2", groups[0]["responses"])
+    expected = model.preference_matrix("w1 w2", groups[0]["responses"])
     saved = load_file(matrices)
     torch.testing.assert_close(saved["probability.1"], expected, atol=1e-6, rtol=1e-6)
     assert saved["probability.3"].shape == (2, 2)

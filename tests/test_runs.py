@@ -90,8 +90,8 @@ def test_a_run_writes_what_it_says(tmp_path: Path, encoder: str, data: Path) -> 
     loaded = PreferenceModel.from_pretrained(tmp_path / "run" / "model")
     prompt, replies = "w1 w2", ["w3 good good", "w3 bad bad"]
     assert loaded.rank(prompt, replies)[0].index == 0
-    expected = result.model.probability_matrix(prompt, replies)
-    assert torch.equal(loaded.probability_matrix(prompt, replies), expected)
+    expected = result.model.preference_matrix(prompt, replies)
+    assert torch.equal(loaded.preference_matrix(prompt, replies), expected)
 
 
 def test_margins_and_targets_of_a_file_are_used(tmp_path: Path, encoder: str) -> None:
@@ -100,30 +100,6 @@ def test_margins_and_targets_of_a_file_are_used(tmp_path: Path, encoder: str) ->
     result = train(path, tmp_path / "run", options_for(encoder, epochs=10))
     assert result.metrics["heldout"]["accuracy"] > 0.9
     assert result.model.rank("w1", ["good good", "bad bad"])[0].index == 1
-
-
-@pytest.mark.parametrize("kind", ["encoder", "causal"])
-def test_training_end_to_end(
-    tmp_path: Path, kind: str, data: Path, request: pytest.FixtureRequest
-) -> None:
-    folder = request.getfixturevalue(kind)
-    options = options_for(folder, epochs=2, backbone_learning_rate=1e-3)
-    options = replace(
-        options,
-        backbone=replace(options.backbone, trainable=True),
-        head=HeadOptions("hybrid", dim=4, gate="softmax"),
-    )
-    result = train(data, tmp_path / "run", options)
-    assert result.metrics["heldout"]["accuracy"] > 0.9
-    weights = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    before = load_file(Path(folder) / "model.safetensors")
-    trained = next(k for k in weights if "embed" in k and k.endswith("weight"))
-    original = next(v for k, v in before.items() if trained.endswith(k.removeprefix("model.")))
-    assert not torch.equal(weights[trained], original)
-    loaded = PreferenceModel.from_pretrained(tmp_path / "run" / "model")
-    replies = ["good w1", "bad"]
-    expected = result.model.probability_matrix("w1", replies)
-    assert torch.equal(loaded.probability_matrix("w1", replies), expected)
 
 
 def start(data: Path, output: Path, *arguments: str) -> subprocess.Popen[bytes]:
@@ -147,13 +123,9 @@ def middle_of_an_epoch(run: Path, per_epoch: int) -> bool:
     return bool(steps) and max(steps) > per_epoch and max(steps) % per_epoch != 0
 
 
-@pytest.mark.parametrize("end_to_end", [False, True])
-def test_a_killed_run_resumes_to_the_same_bits(
-    tmp_path: Path, encoder: str, data: Path, end_to_end: bool
-) -> None:
-    epochs = "4" if end_to_end else "40"
-    arguments = ["--backbone", encoder, "--batch-size", "8", "--epochs", epochs]
-    arguments += ["--checkpoint-steps", "5", *(["--train-backbone"] if end_to_end else [])]
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path: Path, encoder: str, data: Path) -> None:
+    arguments = ["--backbone", encoder, "--batch-size", "8", "--epochs", "40"]
+    arguments += ["--checkpoint-steps", "5"]
     whole, killed = start(data, tmp_path / "whole", *arguments), None
     finish(whole)
     killed = start(data, tmp_path / "killed", *arguments)

@@ -22,13 +22,10 @@ HH_FILE = Path(__file__).parents[2] / "shared" / "data" / "hh_rlhf_harmless_test
 needs_hh = pytest.mark.skipif(not HH_FILE.is_file(), reason=f"{HH_FILE.name} is not at hand")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
+@pytest.fixture(autouse=True)
+def one_thread(two_threads):
     """Tiny tensors gain nothing from threads and lose much where other tests run beside."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tiny_tokenizer(*, causal: bool):

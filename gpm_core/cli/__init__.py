@@ -13,7 +13,10 @@ from gpm_core._version import __version__
 #: Subcommands: the module of this package that holds each one's ``command``, and what it does.
 COMMANDS = {
     "train": "Train a preference model on pairs.",
-    "score": "Score and rank responses with a trained model.",
+    "eval": "Evaluate a model on pairs or on RewardBench's files.",
+    "score": "Score all pairs of responses with a trained model.",
+    "rank": "Rank responses, and say where preferences are cyclic.",
+    "check": "Report what is wrong or odd in a data file, by line.",
     "compare": "Compare kinds of heads on the same pairs.",
     "demo": "Learn cyclic preferences, align a policy to them, draw both.",
     "doctor": "Say what is installed and what is used, and why.",
@@ -60,7 +63,7 @@ def _one_line(error: Exception) -> str:
 @click.version_option(__version__, prog_name="gpm-core")
 @click.option("--traceback", is_flag=True, help="Show where in the code an error arose.")
 def main(traceback: bool) -> None:
-    """General preference modelling: train, score, compare."""
+    """General preference modelling: train, evaluate, score, rank."""
 
 
 def run() -> None:

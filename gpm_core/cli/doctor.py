@@ -15,8 +15,8 @@ from gpm_core._version import __version__
 from gpm_core.backends import native
 
 _PACKAGES = (
-    *("torch", "triton", "transformers", "safetensors", "pyarrow"),
-    *("scipy", "matplotlib", "tqdm"),
+    *("torch", "triton", "transformers", "safetensors", "datasets", "trl", "peft", "accelerate"),
+    *("pyarrow", "scipy", "matplotlib", "tqdm"),
 )
 _DTYPES = {
     "float64": torch.float64,

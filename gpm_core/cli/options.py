@@ -84,11 +84,11 @@ def fit_options(function: Function) -> Function:
     return _apply(options, function)
 
 
-def build_backbone(values: dict[str, Any], *, trainable: bool = False) -> BackboneOptions:
+def build_backbone(values: dict[str, Any]) -> BackboneOptions:
     """The options of :func:`backbone_options` as :class:`BackboneOptions`, taken from values."""
     names = ("pooling", "view", "max_length", "encode_batch_size", "device")
     taken = {name: values.pop(name) for name in names}
-    return BackboneOptions(name=values.pop("backbone"), trainable=trainable, **taken)
+    return BackboneOptions(name=values.pop("backbone"), **taken)
 
 
 def quiet_transformers() -> None:

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
-from tqdm import tqdm
 
+from gpm_core.cli.inference import inference_options, opened, score_in_parts
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import atomic_file, check_writable, write_json
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.data.reading import read_groups
-from gpm_core.models.preference_model import GroupScores, PreferenceModel
+from gpm_core.models.group_scores import GroupScores
+from gpm_core.models.loading import load_model
 from gpm_core.models.storage import save_tensors
 
-#: Groups that are encoded together: enough to fill batches of about equal length.
-GROUPS_AT_ONCE = 256
 
-
-@click.command(short_help="Score and rank responses with a trained model.")
-@click.argument("model", type=click.Path(path_type=Path))
+@click.command(short_help="Score all pairs of responses with a trained model.")
+@click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="JSON lines [default: to stdout]."
@@ -34,11 +29,9 @@ GROUPS_AT_ONCE = 256
     type=click.Path(path_type=Path),
     help="Also write each line's K x K probabilities, to a .safetensors or .json file.",
 )
-@click.option("--encode-batch-size", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--device", default="cpu", show_default=True, help="As torch names it.")
-@click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
+@inference_options
 def command(
-    model: Path,
+    model: str,
     file: Path,
     output: Path | None,
     matrix: Path | None,
@@ -46,7 +39,9 @@ def command(
     device: str,
     quiet: bool,
 ) -> None:
-    """Score the responses of each line of FILE with MODEL, the folder of a trained model.
+    """Score the responses of each line of FILE with MODEL.
+
+    MODEL is the folder of a trained model, or a hub name (published GPM checkpoints included).
 
     A line has "responses" (a list of texts) and perhaps "prompt", or is a pair with "chosen" and
     "rejected" (in this order). For each line, the output has "line", "ranking" (positions, the best
@@ -56,10 +51,10 @@ def command(
     quiet_transformers()
     _check_outputs(output, matrix)
     groups = read_groups(file)
-    loaded = PreferenceModel.from_pretrained(model).to(device)
-    scored = _score(loaded, groups, encode_batch_size, not quiet)
+    loaded = load_model(model, device=device)
+    scored = score_in_parts(loaded, groups, encode_batch_size, not quiet)
     matrices: dict[str, Any] = {}
-    with _opened(output) as stream:
+    with opened(output) as stream:
         for group, scores in scored:
             stream.write(json.dumps(_record(group, scores)) + "\n")
             if matrix is not None:
@@ -74,26 +69,6 @@ def _check_outputs(output: Path | None, matrix: Path | None) -> None:
     for path in (output, matrix):
         if path is not None:
             check_writable(path.parent)
-
-
-def _score(
-    model: PreferenceModel, groups: list[ResponseGroup], batch_size: int, progress: bool
-) -> Iterator[tuple[ResponseGroup, GroupScores]]:
-    with tqdm(total=len(groups), desc="scoring", unit="line", disable=not progress) as bar:
-        for start in range(0, len(groups), GROUPS_AT_ONCE):
-            some = groups[start : start + GROUPS_AT_ONCE]
-            scores: Iterable[GroupScores] = model.score_groups(some, batch_size=batch_size)
-            yield from zip(some, scores, strict=True)
-            bar.update(len(some))
-
-
-@contextlib.contextmanager
-def _opened(output: Path | None) -> Iterator[TextIO]:
-    if output is None:
-        yield sys.stdout
-        return
-    with atomic_file(output) as partial, open(partial, "w", encoding="utf-8") as stream:
-        yield stream
 
 
 def _record(group: ResponseGroup, scores: GroupScores) -> dict[str, Any]:

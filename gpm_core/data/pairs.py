@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gpm_core.data.errors import RecordError
+from gpm_core.data.labels import parse_margin, parse_number
 from gpm_core.data.messages import (
     Message,
     as_messages,
@@ -47,35 +48,36 @@ class ResponseGroup:
     line: int = 0
 
 
-def parse_pair(record: Any, line: int = 0) -> PreferencePair:
+def parse_pair(record: Any, line: int = 0, *, score_margin: bool = False) -> PreferencePair:
     """A preference pair from a record; see :func:`gpm_core.data.read_pairs` for its forms.
 
     Raises:
         ValueError: if it is none of the forms; says which field is wrong and how.
     """
-    _check_record(record)
+    check_record(record)
+    if "chosen" not in record and "better_response_id" in record:
+        record = _from_numbered(record)
     for field in ("chosen", "rejected"):
         if record.get(field) is None:
             found = ", ".join(map(repr, record)) or "nothing"
-            raise ValueError(f"field {field!r} is missing; the record has {found}")
+            raise RecordError(
+                "missing-field", f"field {field!r} is missing; the record has {found}"
+            )
     chosen, rejected = record["chosen"], record["rejected"]
     if isinstance(chosen, str) and isinstance(rejected, str):
         prompt, replies = _from_texts(record.get("prompt"), chosen, rejected)
     elif isinstance(chosen, (list, tuple)) and isinstance(rejected, (list, tuple)):
         prompt, replies = _from_messages(record.get("prompt"), chosen, rejected)
     else:
-        raise ValueError(
+        raise RecordError(
+            "wrong-type",
             "fields 'chosen' and 'rejected' must both be text or both be lists of messages; got "
-            f"{type(chosen).__name__} and {type(rejected).__name__}"
+            f"{type(chosen).__name__} and {type(rejected).__name__}",
         )
-    for text in (*replies, *(message.content for message in prompt)):
-        _check_encodable(text)
+    check_encodable(*replies, *(message.content for message in prompt))
+    margin = parse_margin(record, score_margin=score_margin)
     return PreferencePair(
-        prompt,
-        *replies,
-        _number(record, "margin"),
-        _number(record, "target", low=0.0, high=1.0),
-        line,
+        prompt, *replies, margin, parse_number(record, "target", low=0.0, high=1.0), line
     )
 
 
@@ -85,62 +87,80 @@ def parse_group(record: Any, line: int = 0) -> ResponseGroup:
     Raises:
         ValueError: if it is neither; says which field is wrong and how.
     """
-    _check_record(record)
+    check_record(record)
     if record.get("responses") is None:
         if record.get("chosen") is None and record.get("rejected") is None:
-            raise ValueError(
+            raise RecordError(
+                "missing-field",
                 "field 'responses' is missing; a record to score needs 'responses' (a list of "
-                "texts) and perhaps 'prompt', or is a pair with 'chosen' and 'rejected'"
+                "texts) and perhaps 'prompt', or is a pair with 'chosen' and 'rejected'",
             )
         pair = parse_pair(record, line)
         return ResponseGroup(pair.prompt, (pair.chosen, pair.rejected), line)
     responses = record["responses"]
     if not isinstance(responses, (list, tuple)) or not responses:
-        raise ValueError("field 'responses' must be a list of at least one text")
-    for i, response in enumerate(responses):
-        if not isinstance(response, str):
-            raise ValueError(f"responses[{i}] must be text; got {type(response).__name__}")
-        _check_encodable(response)
-    prompt = _parse_prompt(record.get("prompt"))
-    for message in prompt:
-        _check_encodable(message.content)
-    return ResponseGroup(prompt, tuple(responses), line)
+        raise RecordError("wrong-type", "field 'responses' must be a list of at least one text")
+    texts = parse_texts(responses, "responses")
+    prompt = parse_prompt(record.get("prompt"))
+    check_encodable(*(message.content for message in prompt))
+    return ResponseGroup(prompt, texts, line)
 
 
-def _check_record(record: Any) -> None:
+def check_record(record: Any) -> None:
+    """Refuse what is no JSON object."""
     if not isinstance(record, dict):
-        raise ValueError(f"a record must be a JSON object; got {type(record).__name__}")
+        raise RecordError(
+            "wrong-type", f"a record must be a JSON object; got {type(record).__name__}"
+        )
 
 
-def _check_encodable(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"a text holds half of a surrogate pair ({text[error.start]!r}) and is no valid Unicode"
-        ) from error
+def check_encodable(*texts: str) -> None:
+    """Refuse text that cannot be written as UTF-8, for it holds half of a surrogate pair."""
+    for text in texts:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise RecordError(
+                "bad-unicode",
+                f"a text holds half of a surrogate pair ({text[error.start]!r}) and is no valid "
+                "Unicode",
+            ) from error
 
 
-def _parse_prompt(value: Any) -> tuple[Message, ...]:
+def parse_texts(values: Sequence[Any], field: str) -> tuple[str, ...]:
+    """Texts that can be encoded; an error names the field and the position."""
+    for i, value in enumerate(values):
+        if not isinstance(value, str):
+            raise RecordError(
+                "wrong-type", f"{field}[{i}] must be text; got {type(value).__name__}"
+            )
+        check_encodable(value)
+    return tuple(values)
+
+
+def parse_prompt(value: Any, field: str = "prompt") -> tuple[Message, ...]:
+    """:func:`~gpm_core.data.as_messages`, whose errors name the field."""
     try:
         return as_messages(value)
-    except ValueError as error:
-        raise ValueError(f"field 'prompt': {error}") from error
+    except RecordError as error:
+        raise RecordError(error.kind, f"field {field!r}: {error}") from error
 
 
-def _number(
-    record: dict[str, Any], field: str, low: float = -math.inf, high: float = math.inf
-) -> float | None:
-    value = record.get(field)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"field {field!r} must be a number; got {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"field {field!r} must be finite; got {value}")
-    if not low <= value <= high:
-        raise ValueError(f"field {field!r} must be in [{low:g}, {high:g}]; got {value}")
-    return float(value)
+def _from_numbered(record: dict[str, Any]) -> dict[str, Any]:
+    """PKU-SafeRLHF's form: two numbered responses and the number of the better one."""
+    better = record["better_response_id"]
+    if isinstance(better, bool) or better not in (0, 1):
+        raise RecordError(
+            "out-of-range", f"field 'better_response_id' must be 0 or 1; got {better!r:.60}"
+        )
+    texts = []
+    for field in (f"response_{better}", f"response_{1 - better}"):
+        if not isinstance(record.get(field), str):
+            raise RecordError(
+                "missing-field", f"field {field!r} must be text, beside 'better_response_id'"
+            )
+        texts.append(record[field])
+    return {**record, "chosen": texts[0], "rejected": texts[1]}
 
 
 def _from_texts(
@@ -148,18 +168,21 @@ def _from_texts(
 ) -> tuple[tuple[Message, ...], tuple[str, str]]:
     for field, text in (("chosen", chosen), ("rejected", rejected)):
         if not text.strip():
-            raise ValueError(f"field {field!r} is empty")
+            raise RecordError("empty-field", f"field {field!r} is empty")
     if not (is_dialogue(chosen) and is_dialogue(rejected)):
         if prompt is None and is_dialogue(chosen) != is_dialogue(rejected):
-            raise ValueError(
+            raise RecordError(
+                "not-a-dialogue",
                 "fields 'chosen' and 'rejected' must both be dialogues that start with "
-                '"\\n\\nHuman:", or neither'
+                '"\\n\\nHuman:", or neither',
             )
-        return _parse_prompt(prompt), (chosen, rejected)
+        return parse_prompt(prompt), (chosen, rejected)
     dialogues = [parse_dialogue(chosen), parse_dialogue(rejected)]
     for field, turns in zip(("chosen", "rejected"), dialogues, strict=True):
         if turns[-1].role != "assistant":
-            raise ValueError(f"the dialogue in {field!r} must end with an Assistant turn")
+            raise RecordError(
+                "last-turn", f"the dialogue in {field!r} must end with an Assistant turn"
+            )
     shared, replies = _divide(*dialogues)
     _check_given_prompt(prompt, shared)
     return shared, replies
@@ -177,9 +200,10 @@ def _divide(
     while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
         shared += 1
     if not shared and max(len(chosen), len(rejected)) > 1:
-        raise ValueError(
+        raise RecordError(
+            "prompts-differ",
             "the dialogues in 'chosen' and 'rejected' have different prompts: their first turns "
-            f"are {chosen[0].content[:40]!r} and {rejected[0].content[:40]!r}"
+            f"are {chosen[0].content[:40]!r} and {rejected[0].content[:40]!r}",
         )
     return tuple(chosen[:shared]), (_as_reply(chosen[shared:]), _as_reply(rejected[shared:]))
 
@@ -191,38 +215,57 @@ def _as_reply(turns: Sequence[Message]) -> str:
 def _from_messages(
     prompt: Any, chosen: Sequence[Any], rejected: Sequence[Any]
 ) -> tuple[tuple[Message, ...], tuple[str, str]]:
-    given = None if prompt is None else _parse_prompt(prompt)
+    given = None if prompt is None else parse_prompt(prompt)
     prompts, replies = [], []
     for field, value in (("chosen", chosen), ("rejected", rejected)):
-        if not value:
-            raise ValueError(f"field {field!r} is an empty list of messages")
-        try:
-            turns = tuple(parse_message(message) for message in value)
-        except ValueError as error:
-            raise ValueError(f"field {field!r}: {error}") from error
-        if turns[-1].role != "assistant":
-            raise ValueError(
-                f"the last message of {field!r} must be the assistant's; got {turns[-1].role!r}"
-            )
-        # With a prompt of its own, a record may hold the last turn only.
-        prompts.append(given if given is not None and len(turns) == 1 else turns[:-1])
+        turns = _conversation(field, value)
+        # Beside a prompt, a record may hold only what follows it: the reply, or calls of tools,
+        # their answers and the reply. That starts with the assistant; a conversation does not.
+        if given is not None and turns[0].role == "assistant" and turns[: len(given)] != given:
+            turns = given + turns
+        prompts.append(turns[:-1])
         replies.append(turns[-1].content)
     if prompts[0] != prompts[1]:
         where = next(
             (i for i, (a, b) in enumerate(zip(*prompts, strict=False)) if a != b),
             min(map(len, prompts)),
         )
-        raise ValueError(
+        raise RecordError(
+            "prompts-differ",
             "'chosen' and 'rejected' have different prompts: all messages but the last must be "
-            f"equal, and message {where} differs"
+            f"equal, and message {where} differs",
         )
-    _check_given_prompt(prompt, prompts[0])
+    if not (given is not None and prompts[0][: len(given)] == given):
+        _check_given_prompt(prompt, prompts[0])
     return prompts[0], (replies[0], replies[1])
 
 
-def _check_given_prompt(prompt: Any, found: tuple[Message, ...]) -> None:
-    if prompt is not None and _parse_prompt(prompt) != found:
-        raise ValueError(
-            "field 'prompt' differs from the turns before the last one of 'chosen': leave one of "
-            "the two out"
+def _conversation(field: str, value: Sequence[Any]) -> tuple[Message, ...]:
+    if not value:
+        raise RecordError("missing-field", f"field {field!r} is an empty list of messages")
+    try:
+        turns = tuple(parse_message(message) for message in value)
+    except RecordError as error:
+        raise RecordError(error.kind, f"field {field!r}: {error}") from error
+    if turns[-1].role != "assistant":
+        raise RecordError(
+            "last-turn",
+            f"the last message of {field!r} must be the assistant's; got {turns[-1].role!r}",
         )
+    return turns
+
+
+def _check_given_prompt(prompt: Any, found: tuple[Message, ...]) -> None:
+    """Refuse a prompt that says something else than the turns before the last.
+
+    A prompt in plain text may repeat a user's turn alone: data sets keep it beside conversations.
+    """
+    if prompt is None or parse_prompt(prompt) == found:
+        return
+    if isinstance(prompt, str) and Message("user", prompt) in found:
+        return
+    raise RecordError(
+        "prompts-differ",
+        "field 'prompt' differs from the turns before the last one of 'chosen': leave one of the "
+        "two out",
+    )

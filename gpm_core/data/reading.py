@@ -1,28 +1,28 @@
-"""Reading data files: JSON lines, plain or gzipped, and parquet."""
+"""Reading data files: JSON lines, plain or gzipped, lists in JSON, and parquet."""
 
 from __future__ import annotations
 
-import gzip
-import json
+import functools
 import os
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
+from gpm_core.data.errors import DataError
 from gpm_core.data.pairs import PreferencePair, ResponseGroup, parse_group, parse_pair
+from gpm_core.data.rated import RatedGroup, parse_rated
+from gpm_core.data.records import EXTENSIONS, place, records
 
-EXTENSIONS = (".jsonl", ".jsonl.gz", ".parquet")
+__all__ = ["EXTENSIONS", "DataError", "read_groups", "read_pairs", "read_rated"]
 
 Record = TypeVar("Record")
 
+#: Any one of these sets of columns makes a parquet file one of pairs.
+_PAIR_COLUMNS = (("chosen", "rejected"), ("response_0", "response_1", "better_response_id"))
 
-class DataError(ValueError):
-    """Something is wrong in a data file; the message names the file and the line."""
 
-
-def read_pairs(path: str | os.PathLike[str]) -> list[PreferencePair]:
-    r"""Read preference pairs from a .jsonl, .jsonl.gz or .parquet file.
+def read_pairs(path: str | os.PathLike[str], *, score_margin: bool = False) -> list[PreferencePair]:
+    r"""Read preference pairs from a .jsonl, .json (also .gz of both) or .parquet file.
 
     Each record has ``chosen`` and ``rejected``, in one of three forms:
 
@@ -30,11 +30,19 @@ def read_pairs(path: str | os.PathLike[str]) -> list[PreferencePair]:
     - whole dialogues "\n\nHuman: ...\n\nAssistant: ...", as in HH-RLHF. The prompt is all but
       the last turn; where two dialogues part earlier, it is the turns they share, and all that
       follows is the reply. An empty reply is data: HH-RLHF has some;
-    - lists of {"role", "content"} messages that end with the assistant's and share all before it,
-      or, beside a ``prompt``, the last message alone.
+    - lists of {"role", "content"} messages that end with the assistant's and share all before it:
+      the prompt is all but the last. A ``prompt`` beside them repeats what comes first (in text, a
+      user's turn), or holds it alone where they start with the assistant. Roles are system, user,
+      assistant and tool; a tool's calls are read as text, in JSON.
 
-    Optional are ``margin`` (a finite number) and ``target`` (in [0, 1]). Other fields are ignored,
-    and so are blank lines.
+    Or it has PKU-SafeRLHF's ``response_0``, ``response_1`` and ``better_response_id``. Optional are
+    ``margin`` (a finite number) and ``target`` (in [0, 1]). Other fields are ignored, and so are
+    blank lines. A .json file is a list of records, or JSON lines.
+
+    Args:
+        path: the file.
+        score_margin: where a record has no ``margin`` but rates both replies, as ``score_chosen``
+            and ``score_rejected`` of the binarized UltraFeedback, take the difference as margin.
 
     Returns:
         At least one pair, in the file's order.
@@ -48,7 +56,8 @@ def read_pairs(path: str | os.PathLike[str]) -> list[PreferencePair]:
         >>> read_pairs("pairs.jsonl")[0].chosen  # doctest: +SKIP
         'the better reply'
     """
-    return _read(path, parse_pair, columns=("chosen", "rejected"))
+    parse = functools.partial(parse_pair, score_margin=score_margin)
+    return _read(path, parse, columns=_PAIR_COLUMNS)
 
 
 def read_groups(path: str | os.PathLike[str]) -> list[ResponseGroup]:
@@ -56,99 +65,46 @@ def read_groups(path: str | os.PathLike[str]) -> list[ResponseGroup]:
 
     Returns and raises as :func:`read_pairs`.
     """
-    return _read(path, parse_group, columns=None)
+    return _read(path, parse_group)
+
+
+def read_rated(path: str | os.PathLike[str]) -> list[RatedGroup]:
+    """Read responses with ratings from a file as :func:`read_pairs` does.
+
+    Each record has ``prompt`` or ``instruction`` (text or a list of messages; or neither), and
+
+    - ``responses``, K texts, with ``ratings``: K numbers, or such a list for each criterion;
+    - or ``completions`` as in UltraFeedback: objects with ``response`` and ``annotations``, for
+      each criterion {"Rating": "4"}. Its ``overall_score`` and ``fine-grained_score`` are kept
+      under these names;
+    - or ``responses`` that are objects with ``text`` and ``ratings``, a number for each criterion.
+
+    Numbers may be written as text. null, "N/A" and a criterion that a response lacks are missing
+    ratings: nan.
+
+    Returns and raises as :func:`read_pairs`.
+
+    Example:
+        >>> read_rated("ultrafeedback.jsonl")[0].ratings["honesty"]  # doctest: +SKIP
+        (4.0, 3.0, nan, 5.0)
+    """
+    return _read(path, parse_rated)
 
 
 def _read(
     path: str | os.PathLike[str],
     parse: Callable[[Any, int], Record],
-    columns: tuple[str, ...] | None,
+    columns: tuple[tuple[str, ...], ...] = (),
 ) -> list[Record]:
     path = Path(path)
-    name = path.name.lower()
-    if not name.endswith(EXTENSIONS):
-        raise DataError(
-            f"{path}: unknown kind of file; expected a name that ends with {', '.join(EXTENSIONS)}"
-        )
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    parquet = name.endswith(".parquet")
-    records = _parquet_records(path, columns) if parquet else _json_records(path)
     result = []
-    for number, record in records:
+    for number, record in records(path, columns):
+        if isinstance(record, DataError):
+            raise record
         try:
             result.append(parse(record, number))
         except ValueError as error:
-            place = "row" if parquet else "line"
-            raise DataError(f"{path}, {place} {number}: {error}") from error
+            raise DataError(f"{path}, {place(path)} {number}: {error}") from error
     if not result:
         raise DataError(f"{path}: the file is empty; expected at least one record")
     return result
-
-
-def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb")
-
-
-def _json_records(path: Path) -> Iterator[tuple[int, Any]]:
-    number = 0
-    with _open(path) as file:
-        try:
-            for number, raw in enumerate(file, start=1):
-                if not raw.strip():
-                    continue
-                yield number, _parse_json(raw)
-        except DataError as error:
-            raise DataError(f"{path}, line {number}: {error}") from error
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise DataError(
-                f"{path}, after line {number}: not a whole gzip file: {error}"
-            ) from error
-
-
-def _parse_json(raw: bytes) -> Any:
-    try:
-        # Some editors write a byte order mark at the start of a file.
-        return json.loads(raw.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"not UTF-8: byte 0x{raw[error.start]:02x} at position {error.start}; "
-            "convert the file to UTF-8"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"not valid JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise DataError("not a record: the JSON is nested too deeply") from error
-
-
-def _parquet_records(
-    path: Path, columns: tuple[str, ...] | None
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'reading parquet needs the package pyarrow: pip install "gpm_core[train]"',
-            name=error.name,
-        ) from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path}: not a parquet file: {str(error).splitlines()[0]}") from error
-    with file:
-        names = file.schema_arrow.names
-        missing = [column for column in columns or () if column not in names]
-        if missing:
-            raise DataError(
-                f"{path}: column {', '.join(map(repr, missing))} is missing; the file has "
-                f"{', '.join(map(repr, names))}"
-            )
-        number = 0
-        try:
-            for batch in file.iter_batches():
-                for record in batch.to_pylist():
-                    number += 1
-                    yield number, record
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"{path}, after row {number}: damaged parquet file: {error}") from error

@@ -1,9 +1,7 @@
-"""Cyclic preferences over rated responses, as the GPM paper derived them from UltraFeedback.
+"""The demonstration's cyclic preferences over rated responses.
 
-The shipped prompts have four responses each, every one of which is the best on another criterion.
-Whoever judges honesty first, truthfulness second and helpfulness third for different pairs of
-responses prefers in a circle: that is what the paper's cyclic sets are (arXiv 2410.02197,
-section 6 and appendix E), and what no scalar reward can represent.
+The shipped prompts have four responses each, every one of which is the best on another criterion:
+the strictest case of the paper's cyclic sets, see :mod:`gpm_core.data.cycles`.
 """
 
 from __future__ import annotations
@@ -11,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from itertools import permutations
 from pathlib import Path
@@ -19,8 +18,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: The criteria of UltraFeedback's ratings, in the order in which all matrices here list them.
-CRITERIA = ("instruction_following", "honesty", "truthfulness", "helpfulness")
+from gpm_core.data.cycles import (
+    PAPER_CYCLES,
+    ULTRAFEEDBACK_CRITERIA,
+    best_response,
+    links,
+    prefers,
+)
+from gpm_core.data.messages import as_messages
+from gpm_core.data.rated import RatedGroup, parse_rated
+
+#: The criteria of the ratings, in the order in which all matrices here list them.
+CRITERIA = ULTRAFEEDBACK_CRITERIA
 
 
 @dataclass(frozen=True)
@@ -39,19 +48,29 @@ class RatedPrompt:
     prompt: str
     responses: tuple[Response, ...]
 
+    @cached_property
+    def group(self) -> RatedGroup:
+        """The same as :mod:`gpm_core.data` has it."""
+        ratings = {
+            name: tuple(float(response.ratings[name]) for response in self.responses)
+            for name in CRITERIA
+        }
+        texts = tuple(response.text for response in self.responses)
+        return RatedGroup(as_messages(self.prompt), texts, ratings)
+
     def best(self, criterion: str) -> int:
         """Index of the response that is rated strictly best on ``criterion``.
 
         Raises:
             ValueError: if two responses share the best rating; names the prompt's id.
         """
-        ratings = [response.ratings[criterion] for response in self.responses]
-        highest = max(ratings)
-        if ratings.count(highest) != 1:
+        best = best_response(self.group, criterion)
+        if best is None:
+            ratings = [response.ratings[criterion] for response in self.responses]
             raise ValueError(
                 f"prompt {self.id}: no response is strictly best on {criterion}; ratings {ratings}"
             )
-        return ratings.index(highest)
+        return best
 
 
 @dataclass(frozen=True)
@@ -89,21 +108,18 @@ class PreferencePair:
     criterion: str
 
 
+#: (BT, GPM) of the paper's cycles, table 1.
+_PAPER_FIT = ((62.4, 100.0), (61.6, 100.0), (50.0, 100.0), (62.9, 100.0))
+
 #: All four criteria in a cycle; the paper has none of that length.
 FOUR_CYCLE = PreferenceSet("all four", CRITERIA)
 
 #: The paper's four cycles, the cycle of all four criteria, and two controls made of that one: cut
 #: open, which a scalar reward can represent, and with directions by coin, which nobody can predict.
 PREFERENCE_SETS = (
-    PreferenceSet("No. 1", ("honesty", "truthfulness", "helpfulness"), paper_fit=(62.4, 100.0)),
-    PreferenceSet(
-        "No. 2", ("instruction_following", "truthfulness", "helpfulness"), paper_fit=(61.6, 100.0)
-    ),
-    PreferenceSet(
-        "No. 3", ("instruction_following", "honesty", "helpfulness"), paper_fit=(50.0, 100.0)
-    ),
-    PreferenceSet(
-        "No. 4", ("instruction_following", "honesty", "truthfulness"), paper_fit=(62.9, 100.0)
+    *(
+        PreferenceSet(f"No. {number}", criteria, paper_fit=fit)
+        for number, (criteria, fit) in enumerate(zip(PAPER_CYCLES, _PAPER_FIT, strict=True), 1)
     ),
     FOUR_CYCLE,
     PreferenceSet("chain", CRITERIA, closed=False),
@@ -116,9 +132,10 @@ def _parse(line: str, number: int) -> RatedPrompt:
     try:
         row: dict[str, Any] = json.loads(line)
         where = f"prompt {row['id']}"
+        group = parse_rated(row, number)
         responses = tuple(
-            Response(response["text"], {name: int(response["ratings"][name]) for name in CRITERIA})
-            for response in row["responses"]
+            Response(text, {name: int(group.ratings[name][i]) for name in CRITERIA})
+            for i, text in enumerate(group.responses)
         )
         return RatedPrompt(row["id"], row["prompt"], responses)
     except (KeyError, TypeError, ValueError) as error:
@@ -150,9 +167,8 @@ def derive_pairs(
 ) -> list[PreferencePair]:
     """The preferences of a set, one for each prompt and edge.
 
-    For c1 > c2 the response best on c1 is preferred to the one best on c2, judged on c1
-    (arXiv 2410.02197, appendix E). With ``coin`` the pairs of about half of the prompts are then
-    reversed, always the same ones.
+    For c1 > c2 the response best on c1 is preferred to the one best on c2, judged on c1. With
+    ``coin`` the pairs of about half of the prompts are then reversed, always the same ones.
 
     Raises:
         ValueError: if a prompt's ratings do not say so; names its id.
@@ -161,15 +177,17 @@ def derive_pairs(
     coins = torch.rand(len(prompts), generator=torch.Generator().manual_seed(0)).tolist()
     for index, prompt in enumerate(prompts):
         reverse = preference_set.coin and coins[index] < 0.5
-        for better, worse in preference_set.edges:
-            chosen, rejected = prompt.best(better), prompt.best(worse)
-            rating = prompt.responses[chosen].ratings[better]
-            if not rating > prompt.responses[rejected].ratings[better]:
+        best = [prompt.best(criterion) for criterion in preference_set.criteria]
+        chain = links(preference_set.criteria, best, closed=preference_set.closed)
+        for link, (better, worse) in zip(chain, preference_set.edges, strict=True):
+            if not prefers(prompt.group, link):
                 raise ValueError(
                     f"prompt {prompt.id}: the response best on {worse} is as good on {better} as "
                     f"the one best on {better}, so that {better} > {worse} cannot be judged"
                 )
-            first, second = (rejected, chosen) if reverse else (chosen, rejected)
+            first, second = link.rejected, link.chosen
+            if not reverse:
+                first, second = second, first
             pairs.append(PreferencePair(index, first, second, better))
     return pairs
 

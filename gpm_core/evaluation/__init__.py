@@ -1,5 +1,23 @@
-"""Evaluation of preference models: intervals and calibration."""
+"""Evaluation of preference models: benchmarks, calibration, cycles, length, policies."""
 
+try:
+    import numpy
+    import scipy
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f'gpm_core.evaluation needs the package {error.name}: pip install "gpm_core[train]"',
+        name=error.name,
+    ) from error
+
+from gpm_core.evaluation.choices import TiesResult
+from gpm_core.evaluation.estimates import Bootstrap, Estimate
+from gpm_core.evaluation.intransitivity import (
+    Intransitivity,
+    ObservedTriples,
+    count_cycles,
+    transitive_part,
+)
+from gpm_core.evaluation.length import LengthBias, measure_length_bias
 from gpm_core.evaluation.metrics import (
     ReliabilityBin,
     calibration_error,
@@ -7,11 +25,44 @@ from gpm_core.evaluation.metrics import (
     reliability,
     wilson_interval,
 )
+from gpm_core.evaluation.pairwise import PairMetrics, PairTable, measure_pairs
+from gpm_core.evaluation.policies import idealized_ranking_accuracy, ranking_accuracy
+from gpm_core.evaluation.reading import EvaluationData, LabelledGroup, LabelledPair, read_evaluation
+from gpm_core.evaluation.report import EvaluationReport, SubsetResult
+from gpm_core.evaluation.run import evaluate
+from gpm_core.evaluation.scoring import GroupScorer, PairScores
+from gpm_core.evaluation.seen import SeenPairs
 
 __all__ = [
+    "Bootstrap",
+    "Estimate",
+    "EvaluationData",
+    "EvaluationReport",
+    "GroupScorer",
+    "Intransitivity",
+    "LabelledGroup",
+    "LabelledPair",
+    "LengthBias",
+    "ObservedTriples",
+    "PairMetrics",
+    "PairScores",
+    "PairTable",
     "ReliabilityBin",
+    "SeenPairs",
+    "SubsetResult",
+    "TiesResult",
     "calibration_error",
+    "count_cycles",
+    "evaluate",
+    "idealized_ranking_accuracy",
     "mean_interval",
+    "measure_length_bias",
+    "measure_pairs",
+    "ranking_accuracy",
+    "read_evaluation",
     "reliability",
+    "transitive_part",
     "wilson_interval",
 ]
+
+del numpy, scipy

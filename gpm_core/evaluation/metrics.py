@@ -29,7 +29,7 @@ def wilson_interval(correct: float, count: int, confidence: float = 0.95) -> tup
     """
     if count < 1 or not 0 <= correct <= count:
         raise ValueError(f"correct must be in [0, count], count >= 1; got {correct} of {count}")
-    _check_confidence(confidence)
+    check_confidence(confidence)
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     share = correct / count
     centre = (share + z * z / (2 * count)) / (1 + z * z / count)
@@ -54,7 +54,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
     if not values:
         raise ValueError("values must hold at least one number; got none")
-    _check_confidence(confidence)
+    check_confidence(confidence)
     mean = fmean(values)
     if len(values) == 1:
         return mean, math.nan, math.nan
@@ -135,6 +135,7 @@ def calibration_error(probability: Tensor, target: Tensor | None = None, bins: i
     return sum(group.count * abs(group.confidence - group.accuracy) for group in groups) / total
 
 
-def _check_confidence(confidence: float) -> None:
+def check_confidence(confidence: float) -> None:
+    """Refuse a confidence that is no number between 0 and 1."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be in (0, 1); got {confidence}")

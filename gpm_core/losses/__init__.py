@@ -6,6 +6,7 @@ probability and accuracy to log.
 ==================================  ==========================================================
 embeddings (and a gate)             :func:`general_preference_loss`, :func:`regression_loss`
 a hybrid head's embeddings          the same: its ``embed`` and ``scale`` are such embeddings
+embeddings, labels per criterion    :func:`multi_criteria_loss`
 rewards                             :func:`bradley_terry_loss`
 scores of pairs, from any model     :func:`score_loss`
 log-probabilities of responses      :func:`sft_loss`, :func:`reference_free_dpo_loss`
@@ -15,6 +16,7 @@ Wherever a loss takes ``tau`` it takes a number, or a :class:`Temperature` to le
 """
 
 from gpm_core.losses._common import PreferenceLossOutput, Reduction
+from gpm_core.losses.criteria import MultiCriteriaLossOutput, multi_criteria_loss
 from gpm_core.losses.language_model import (
     LanguageModelLossOutput,
     reference_free_dpo_loss,
@@ -33,11 +35,13 @@ __all__ = [
     "BradleyTerryLoss",
     "GeneralPreferenceLoss",
     "LanguageModelLossOutput",
+    "MultiCriteriaLossOutput",
     "PreferenceLossOutput",
     "Reduction",
     "Temperature",
     "bradley_terry_loss",
     "general_preference_loss",
+    "multi_criteria_loss",
     "reference_free_dpo_loss",
     "regression_loss",
     "score_loss",

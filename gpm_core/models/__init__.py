@@ -10,9 +10,35 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.models.backbone import TextBackbone
-from gpm_core.models.preference_model import GroupScores, PreferenceModel, RankedResponse
-from gpm_core.models.text import Passage
+from gpm_core.models.collation import PreferenceCollator, tokenize_pairs
+from gpm_core.models.configuration import GeneralPreferenceConfig
+from gpm_core.models.conversations import encode_conversations, pad_rows
+from gpm_core.models.datasets import tokenize_dataset
+from gpm_core.models.general_preference import GeneralPreferenceModel, GeneralPreferenceOutput
+from gpm_core.models.group_scores import GroupScores, RankedResponse
+from gpm_core.models.loading import load_model
+from gpm_core.models.preference_model import PreferenceModel
+from gpm_core.models.text import Passage, Row
 
-__all__ = ["GroupScores", "Passage", "PreferenceModel", "RankedResponse", "TextBackbone"]
+transformers.AutoConfig.register(GeneralPreferenceConfig.model_type, GeneralPreferenceConfig)
+transformers.AutoModel.register(GeneralPreferenceConfig, GeneralPreferenceModel)
+
+__all__ = [
+    "GeneralPreferenceConfig",
+    "GeneralPreferenceModel",
+    "GeneralPreferenceOutput",
+    "GroupScores",
+    "Passage",
+    "PreferenceCollator",
+    "PreferenceModel",
+    "RankedResponse",
+    "Row",
+    "TextBackbone",
+    "encode_conversations",
+    "load_model",
+    "pad_rows",
+    "tokenize_dataset",
+    "tokenize_pairs",
+]
 
 del safetensors, transformers

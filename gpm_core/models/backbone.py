@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
+from gpm_core.models.configuration import is_causal
 from gpm_core.models.text import Passage, tokenize
 
 Pooling = Literal["auto", "mean", "last", "cls"]
@@ -77,7 +74,7 @@ def pool(hidden: Tensor, mask: Tensor, pooling: str) -> Tensor:
 
 
 class TextBackbone(nn.Module):
-    """A transformers encoder or causal language model that gives one vector per text.
+    """A frozen transformers encoder or causal language model that gives one vector per text.
 
     Args:
         name: local folder or hub name; None for the MiniLM encoder of the installed package
@@ -86,11 +83,9 @@ class TextBackbone(nn.Module):
             language models, else "mean".
         max_length: most tokens of a text; None for 512, or the model's limit if that is less
             (256 for the default encoder).
-        trainable: whether its weights get gradients.
         chat_template: write dialogues with the tokenizer's chat template; None: where it is a
             causal language model's and has one.
         dtype: of the weights. Pooled vectors are float32 all the same.
-        from_config: build from the configuration alone with random weights, for loading others.
 
     Attributes:
         hidden_size: H, width of the vectors.
@@ -115,10 +110,8 @@ class TextBackbone(nn.Module):
         *,
         pooling: Pooling = "auto",
         max_length: int | None = None,
-        trainable: bool = False,
         chat_template: bool | None = None,
         dtype: torch.dtype = torch.float32,
-        from_config: bool = False,
     ) -> None:
         super().__init__()
         if pooling not in ("auto", "mean", "last", "cls"):
@@ -126,7 +119,7 @@ class TextBackbone(nn.Module):
         self.name = name
         source = str(bundled_minilm()) if name is None else name
         config, self.tokenizer = _load_config_and_tokenizer(source)
-        self.causal = _is_causal(config)
+        self.causal = is_causal(config)
         self.pooling: str = pooling
         if pooling == "auto":
             self.pooling = "last" if self.causal else "mean"
@@ -139,10 +132,9 @@ class TextBackbone(nn.Module):
         self.chat_template = (
             self.causal and has_template if chat_template is None else chat_template
         )
-        self.trainable = trainable
         self.model: Any
-        self.model, self._random = _load_model(source, config, dtype, from_config)
-        self.model.requires_grad_(trainable)
+        self.model, self._random = _load_model(source, config, dtype)
+        self.model.requires_grad_(False)
         self.hidden_size = int(config.hidden_size)
         self.eval()
 
@@ -152,11 +144,11 @@ class TextBackbone(nn.Module):
         return next(self.parameters()).device
 
     def train(self, mode: bool = True) -> TextBackbone:
-        """As ``nn.Module.train``; a frozen backbone stays in evaluation mode, without dropout."""
-        return super().train(mode and self.trainable)
+        """As ``nn.Module.train``, but that it stays in evaluation mode, without dropout."""
+        return super().train(False)
 
     def forward(self, texts: Sequence[str | Passage]) -> Tensor:
-        """Vectors (N, H) float32 of N texts in one batch, with gradients if trainable.
+        """Vectors (N, H) float32 of N texts in one batch.
 
         Raises:
             ValueError: if there are no texts.
@@ -191,14 +183,11 @@ class TextBackbone(nn.Module):
         # Longest first: memory that does not suffice shows at once, not after an hour.
         order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), i))
         vectors = torch.empty(len(tokens), self.hidden_size)
-        was_training = self.training
-        self.eval()
         with tqdm(total=len(tokens), desc="encoding", unit="text", disable=not progress) as bar:
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
                 vectors[batch] = self._encode_tokens([tokens[i] for i in batch]).float().cpu()
                 bar.update(len(batch))
-        self.train(was_training)
         return vectors[[index[text] for text in texts]]
 
     def _encode_tokens(self, tokens: list[list[int]]) -> Tensor:
@@ -227,11 +216,6 @@ class TextBackbone(nn.Module):
             raw = tensor.detach().cpu().contiguous().view(torch.uint8).numpy()
             digest.update(raw.data)
         return digest.hexdigest()
-
-    def save_description(self, folder: Path) -> None:
-        """Write configuration and tokenizer, all but the weights, to ``folder``."""
-        self.model.config.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
 
     def options(self) -> dict[str, Any]:
         """What, besides the name, decides the vectors; all JSON."""
@@ -270,12 +254,6 @@ def _load_config_and_tokenizer(source: str) -> tuple[Any, Any]:
     return config, tokenizer
 
 
-def _is_causal(config: Any) -> bool:
-    if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-        return bool(getattr(config, "is_decoder", False))
-    return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-
 def _resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> int:
     limits = [
         limit
@@ -293,13 +271,9 @@ def _resolve_max_length(max_length: int | None, config: Any, tokenizer: Any) -> 
     return max_length
 
 
-def _load_model(
-    source: str, config: Any, dtype: torch.dtype, from_config: bool
-) -> tuple[Any, set[str]]:
+def _load_model(source: str, config: Any, dtype: torch.dtype) -> tuple[Any, set[str]]:
     """The model, and the names of those of its weights that are random."""
     auto: Any = AutoModel
-    if from_config:
-        return auto.from_config(config, trust_remote_code=False, dtype=dtype), set()
     model, report = auto.from_pretrained(
         source,
         config=config,

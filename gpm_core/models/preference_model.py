@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,8 +13,8 @@ from torch import Tensor, nn
 from gpm_core.data.messages import Message, PromptLike, as_messages
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.models.backbone import TextBackbone
+from gpm_core.models.group_scores import GroupScores, GroupScoring
 from gpm_core.models.storage import (
-    BACKBONE,
     WEIGHTS,
     Head,
     build_head,
@@ -51,41 +50,7 @@ def feature_size(view: str, backbone: TextBackbone) -> int:
     return backbone.hidden_size * (2 if view == "both" else 1)
 
 
-@dataclass(frozen=True)
-class RankedResponse:
-    """A response in a ranking: its position in the input, its text, and how it does on average.
-
-    ``mean_probability`` and ``mean_score`` are over the other responses (1/2 and 0 without any).
-    """
-
-    index: int
-    response: str
-    mean_probability: float
-    mean_score: float
-
-
-@dataclass(frozen=True)
-class GroupScores:
-    """All pairs of K responses: ``score`` and ``probability``, (K, K) float32 on the CPU."""
-
-    score: Tensor
-    probability: Tensor
-
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Mean probability and mean score (K,) of each response against the others."""
-        others = max(len(self.score) - 1, 1)
-        probability = (self.probability.sum(dim=1) - self.probability.diagonal()) / others
-        if len(self.score) == 1:
-            probability = torch.full((1,), 0.5)
-        return probability, self.score.sum(dim=1) / others
-
-    def ranking(self) -> list[int]:
-        """Positions of the responses by mean probability, the best first; ties in input order."""
-        probability = self.means()[0].tolist()
-        return sorted(range(len(probability)), key=lambda i: (-probability[i], i))
-
-
-class PreferenceModel(nn.Module):
+class PreferenceModel(GroupScoring, nn.Module):
     """A preference model over text: backbone, standardization of its features, and a head.
 
     Args:
@@ -200,7 +165,7 @@ class PreferenceModel(nn.Module):
         return torch.cat([self.backbone.encode(p, batch_size, progress) for p in parts], dim=-1)
 
     def hidden(self, prompts: Sequence[PromptLike], responses: Sequence[str] | None) -> Tensor:
-        """Standardized features (N, F) in one batch, with gradients if the backbone is trainable.
+        """Standardized features (N, F) in one batch.
 
         Args:
             prompts: N prompts.
@@ -226,71 +191,56 @@ class PreferenceModel(nn.Module):
         raw = self.features(prompts, responses, batch_size=batch_size, progress=progress)
         return self.head.embed(self.standardize(raw.to(self.feature_mean.device)))
 
-    @torch.no_grad()
     def score_groups(
         self, groups: Sequence[ResponseGroup], *, batch_size: int = 32, progress: bool = False
     ) -> Iterator[GroupScores]:
         """All pairs within each group; every response passes through the backbone once."""
-        prompts = [group.prompt for group in groups for _ in group.responses]
-        responses = [response for group in groups for response in group.responses]
-        raw = self.features(prompts, responses, batch_size=batch_size, progress=progress)
+        return self._score_many(
+            [group.prompt for group in groups],
+            [group.responses for group in groups],
+            batch_size=batch_size,
+            progress=progress,
+        )
+
+    @torch.no_grad()
+    def _score_many(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[Sequence[str]],
+        *,
+        batch_size: int,
+        progress: bool = False,
+    ) -> Iterator[GroupScores]:
+        repeated = [p for p, some in zip(prompts, responses, strict=True) for _ in some]
+        texts = [response for some in responses for response in some]
+        raw = self.features(repeated, texts, batch_size=batch_size, progress=progress)
         hidden = self.standardize(raw.to(self.feature_mean.device))
-        gates: list[Tensor | None] = [None] * len(groups)
+        gates: list[Tensor | None] = [None] * len(prompts)
         if getattr(self.head, "gate", None) is not None:
-            raw = self.prompt_features(
-                [group.prompt for group in groups], batch_size=batch_size, progress=progress
-            )
+            raw = self.prompt_features(prompts, batch_size=batch_size, progress=progress)
             gates = list(self.standardize_prompts(raw.to(self.prompt_mean.device)))
         start = 0
-        for group, gate in zip(groups, gates, strict=True):
-            rows = hidden[start : start + len(group.responses)]
-            start += len(group.responses)
+        for some, gate in zip(responses, gates, strict=True):
+            rows = hidden[start : start + len(some)]
+            start += len(some)
             with torch.no_grad():
                 yield GroupScores(
                     self.head.score_matrix(rows, gate).float().cpu(),
                     self.head.probability_matrix(rows, gate).float().cpu(),
                 )
 
-    def _group(self, prompt: PromptLike, responses: Sequence[str]) -> GroupScores:
-        if not responses:
-            raise ValueError("responses must hold at least one text; got none")
-        return next(self.score_groups([ResponseGroup(as_messages(prompt), tuple(responses))]))
-
-    def score(self, prompt: PromptLike, a: str, b: str) -> float:
-        """s(a > b), above zero where ``a`` is preferred to ``b`` as a reply to ``prompt``."""
-        return float(self._group(prompt, [a, b]).score[0, 1])
-
-    def probability_matrix(self, prompt: PromptLike, responses: Sequence[str]) -> Tensor:
-        """P (K, K) float32 of K responses: P[i, j] that response i is preferred to j.
-
-        Raises:
-            ValueError: if there are no responses.
-        """
-        return self._group(prompt, responses).probability
-
-    def rank(self, prompt: PromptLike, responses: Sequence[str]) -> list[RankedResponse]:
-        """The responses by mean probability of being preferred to the others, the best first.
-
-        Raises:
-            ValueError: if there are no responses.
-        """
-        scores = self._group(prompt, responses)
-        probability, score = (values.tolist() for values in scores.means())
-        return [RankedResponse(i, responses[i], probability[i], score[i]) for i in scores.ranking()]
-
     def saved_tensors(self) -> dict[str, Tensor]:
         """All of the state that the backbone's own files do not hold, by state-dict name."""
         return {
             name: value
             for name, value in self.state_dict().items()
-            if self.backbone.trainable or not name.startswith("backbone.")
+            if not name.startswith("backbone.")
         }
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write model.safetensors and config.json, whole or not at all.
 
-        The backbone's weights are written only if it is trainable; otherwise its name, and a
-        fingerprint that :meth:`from_pretrained` checks.
+        Of the backbone, its name and a fingerprint that :meth:`from_pretrained` checks.
 
         Raises:
             FileExistsError: if ``folder`` holds anything but a preference model.
@@ -300,15 +250,13 @@ class PreferenceModel(nn.Module):
         config = {
             "backbone": {
                 "name": backbone.name,
-                "trained": backbone.trainable,
-                "fingerprint": None if backbone.trainable else backbone.fingerprint(),
+                "fingerprint": backbone.fingerprint(),
                 **backbone.options(),
             },
             "view": self.view,
             "head": head_config(self.head),
         }
-        files = backbone.save_description if backbone.trainable else None
-        write_model(folder, self.saved_tensors(), config, files)
+        write_model(folder, self.saved_tensors(), config)
 
     @classmethod
     def from_pretrained(cls, folder: str | os.PathLike[str]) -> PreferenceModel:
@@ -322,13 +270,10 @@ class PreferenceModel(nn.Module):
         folder = Path(folder)
         config = read_config(folder)
         options = dict(config["backbone"])
-        name, trained = options.pop("name"), options.pop("trained")
-        fingerprint = options.pop("fingerprint")
+        name, fingerprint = options.pop("name"), options.pop("fingerprint")
         options["dtype"] = getattr(torch, options["dtype"])
-        source = str(folder / BACKBONE) if trained else name
-        backbone = TextBackbone(source, trainable=trained, from_config=trained, **options)
-        backbone.name = name
-        if not trained and backbone.fingerprint() != fingerprint:
+        backbone = TextBackbone(name, **options)
+        if backbone.fingerprint() != fingerprint:
             raise ValueError(
                 f"{folder}: the backbone {name or 'MiniLM'!r} is not the one this model was "
                 "trained with (its weights or tokenizer have changed)"

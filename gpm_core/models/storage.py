@@ -16,10 +16,9 @@ from gpm_core.data.files import atomic_folder, read_json, write_json
 from gpm_core.heads import BradleyTerryHead, HybridHead, PreferenceHead
 
 FORMAT = "gpm_core.preference_model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
-BACKBONE = "backbone"
 
 Head = PreferenceHead | BradleyTerryHead | HybridHead
 
@@ -123,7 +122,6 @@ def write_model(
     folder: str | os.PathLike[str],
     tensors: dict[str, Tensor],
     config: dict[str, Any],
-    backbone_files: Any | None,
 ) -> None:
     """Write a model folder, whole or not at all; replaces a model that is there already.
 
@@ -131,7 +129,6 @@ def write_model(
         folder: where; its parent must exist.
         tensors: what goes to model.safetensors.
         config: what goes to config.json, beside format and versions.
-        backbone_files: called with a folder to write a trained backbone's configuration to.
 
     Raises:
         FileExistsError: if ``folder`` holds anything but a model.
@@ -144,8 +141,6 @@ def write_model(
         )
     with atomic_folder(folder, replace=True) as partial:
         save_tensors(partial / WEIGHTS, tensors)
-        if backbone_files is not None:
-            backbone_files(partial / BACKBONE)
         header = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,

@@ -79,13 +79,25 @@ def _apply_template(tokenizer: Any, messages: Sequence[Message], *, open_ended: 
         ) from error
 
 
+class Row(NamedTuple):
+    """Token ids of a conversation, of which the first ``prompt_length`` are the prompt's."""
+
+    ids: list[int]
+    prompt_length: int
+
+
 def tokenize(tokenizer: Any, passages: Sequence[Passage], max_length: int) -> list[list[int]]:
+    """Token ids of each passage, as :func:`tokenize_rows`."""
+    return [row.ids for row in tokenize_rows(tokenizer, passages, max_length)]
+
+
+def tokenize_rows(tokenizer: Any, passages: Sequence[Passage], max_length: int) -> list[Row]:
     """Token ids of each passage, at most ``max_length`` and at least one.
 
     A passage that is too long keeps its special tokens at both ends, the end of the context and the
     start of the reply. The reply gets at least half of the room, and all that the context leaves.
     """
-    result: list[list[int]] = [[] for _ in passages]
+    result: list[Row] = [Row([], 0) for _ in passages]
     for templated in (False, True):
         where = [i for i, passage in enumerate(passages) if passage.templated == templated]
         if not where:
@@ -111,11 +123,9 @@ def _shorten(
     ids: list[int],
     offsets: Sequence[tuple[int, int]],
     max_length: int,
-) -> list[int]:
+) -> Row:
     if not ids:
-        return [_filler(tokenizer)]
-    if len(ids) <= max_length:
-        return ids
+        return Row([_filler(tokenizer)], 0)
     special = set(tokenizer.all_special_ids)
     head, tail = 0, len(ids)
     while head < len(ids) and ids[head] in special:
@@ -123,11 +133,13 @@ def _shorten(
     while tail > head and ids[tail - 1] in special:
         tail -= 1
     border = next((i for i in range(head, tail) if offsets[i][0] >= len(passage.context)), tail)
+    if len(ids) <= max_length:
+        return Row(ids, border)
     room = max(max_length - head - (len(ids) - tail), 0)
     reply = min(tail - border, max(room - (border - head), (room + 1) // 2))
     context = room - reply
     kept = ids[:head] + ids[border - context : border] + ids[border : border + reply] + ids[tail:]
-    return kept[:max_length]
+    return Row(kept[:max_length], min(head + context, max_length))
 
 
 def _filler(tokenizer: Any) -> int:

@@ -17,6 +17,7 @@ from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
 from gpm_core.training.options import BackboneOptions, HeadOptions, RunOptions
 from gpm_core.training.run import RunResult, train
 from gpm_core.training.settings import FitSettings
+from gpm_core.training.tuning import TuneOptions, TuneResult, tune
 
 __all__ = [
     "BackboneOptions",
@@ -30,11 +31,14 @@ __all__ = [
     "PairIndex",
     "RunOptions",
     "RunResult",
+    "TuneOptions",
+    "TuneResult",
     "compare",
     "evaluate_pairs",
     "fit_head",
     "standardization",
     "train",
+    "tune",
 ]
 
 del safetensors, tqdm, transformers

@@ -109,15 +109,13 @@ def compare(
         progress: show progress on stderr.
 
     Raises:
-        ValueError: without seeds, for a trainable backbone, or if ``pairs`` cannot be divided.
+        ValueError: without seeds, or if ``pairs`` cannot be divided.
     """
     heads = HEADS if heads is None else heads
     backbone = BackboneOptions() if backbone is None else backbone
     fit = FitSettings() if fit is None else fit
     if not seeds:
         raise ValueError("seeds must hold at least one number; got none")
-    if backbone.trainable:
-        raise ValueError("compare trains heads on fixed features: the backbone must be frozen")
     for seed in seeds:
         split_indices(pairs, heldout_fraction, seed)
     started = time.perf_counter()

@@ -10,7 +10,6 @@ from typing import Any
 from gpm_core._version import __version__
 from gpm_core.data.files import PARTIAL, check_writable, read_json, write_json
 from gpm_core.training.checkpoint import remove_partial
-from gpm_core.training.options import RunOptions
 
 RUN = "run.json"
 FORMAT = "gpm_core.run"
@@ -18,7 +17,7 @@ FORMAT = "gpm_core.run"
 
 def check_run_folder(
     output: Path,
-    options: RunOptions,
+    settings: dict[str, Any],
     data: str | os.PathLike[str],
     eval_data: str | os.PathLike[str] | None,
     resume: bool,
@@ -37,7 +36,7 @@ def check_run_folder(
     description = {
         "format": FORMAT,
         "gpm_core_version": __version__,
-        "settings": options.as_dict(),
+        "settings": settings,
         "data": _digest(data),
         "eval_data": None if eval_data is None else _digest(eval_data),
     }
@@ -96,9 +95,19 @@ def _differences(before: Any, now: Any, name: str = "") -> list[tuple[str, Any, 
     return [] if before == now else [(name, before, now)]
 
 
-def _digest(path: str | os.PathLike[str]) -> str:
+def _digest(source: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file, or of all files of a folder; or the name of a data set of the hub."""
+    path = Path(source)
+    if path.is_dir():
+        digest = hashlib.sha256()
+        for inner in sorted(path.rglob("*")):
+            if inner.is_file():
+                digest.update(f"{inner.relative_to(path)} {_digest(inner)}\n".encode())
+        return digest.hexdigest()
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
+        if isinstance(source, str) and not path.suffix and source.count("/") <= 1:
+            return f"hub: {source}"
         raise FileNotFoundError(f"{path}: no such file") from error

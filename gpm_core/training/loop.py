@@ -67,13 +67,11 @@ class ParameterGroup:
         members: names and parameters; names are unique over all groups.
         rate: peak learning rate.
         penalty: coefficient a of a/2 |w|^2, added to the loss; its gradient only is formed.
-        decay: decoupled weight decay.
     """
 
     members: dict[str, nn.Parameter]
     rate: float
     penalty: float = 0.0
-    decay: float = 0.0
 
 
 class TrainingLoop:
@@ -109,10 +107,7 @@ class TrainingLoop:
         self.progress = Progress()
         self.total = settings.steps(count)
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(group.members.values()), "weight_decay": group.decay}
-                for group in self.groups
-            ]
+            [{"params": list(group.members.values())} for group in self.groups], weight_decay=0.0
         )
 
     def run(

@@ -71,7 +71,6 @@ class BackboneOptions:
     pooling: Pooling = "auto"
     view: View = "auto"
     max_length: int | None = None
-    trainable: bool = False
     encode_batch_size: int = 32
     device: str = "auto"
 
@@ -83,7 +82,6 @@ class BackboneOptions:
             self.name,
             pooling=self.pooling,
             max_length=self.max_length,
-            trainable=self.trainable,
         )
         device = self.device
         if device == "auto":
@@ -131,7 +129,4 @@ class RunOptions:
         with torch.random.fork_rng():
             torch.manual_seed(self.fit.seed)
             head = self.head.build(feature_size(view, backbone))
-        model = PreferenceModel(backbone, head, view=self.backbone.view)
-        if backbone.trainable:
-            model.to(backbone.device)
-        return model
+        return PreferenceModel(backbone, head, view=self.backbone.view)

@@ -7,30 +7,35 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from gpm_core.data.files import atomic_file
 from gpm_core.evaluation.metrics import reliability
 from gpm_core.training.loop import History
-from gpm_core.training.objective import Evaluation, PairIndex
+from gpm_core.training.objective import Evaluation
 
 TRAIN, HELDOUT = "#7a7a7a", "#0b6fa4"
 
 
 def write_plots(
-    folder: Path, history: History, train: Evaluation, heldout: Evaluation, pairs: PairIndex
+    folder: Path,
+    history: History,
+    train: Evaluation | None,
+    heldout: Evaluation,
+    target: Tensor | None,
 ) -> None:
     """Write curves.png, reliability.png and scores.png to ``folder``.
 
     Args:
         folder: made if needed.
         history: of the training.
-        train: of the training pairs.
+        train: of the training pairs, or None.
         heldout: of the held-out pairs.
-        pairs: the held-out pairs, for their targets.
+        target: (P,) of the held-out pairs, or None for 1.
     """
     folder.mkdir(exist_ok=True)
     _curves(folder / "curves.png", history)
-    _reliability(folder / "reliability.png", heldout, pairs)
+    _reliability(folder / "reliability.png", heldout, target)
     _scores(folder / "scores.png", train, heldout)
 
 
@@ -59,14 +64,14 @@ def _curves(path: Path, history: History) -> None:
     _save(figure, path)
 
 
-def _reliability(path: Path, heldout: Evaluation, pairs: PairIndex) -> None:
+def _reliability(path: Path, heldout: Evaluation, target: Tensor | None) -> None:
     figure, (axes,) = _figure(1)
-    groups = reliability(heldout.probability, pairs.target)
+    groups = reliability(heldout.probability, target)
     axes.plot([0.5, 1], [0.5, 1], color=TRAIN, linestyle=":", label="perfectly calibrated")
     axes.scatter(
         [group.confidence for group in groups],
         [group.accuracy for group in groups],
-        s=[20 + 400 * group.count / len(pairs) for group in groups],
+        s=[20 + 400 * group.count / len(heldout.score) for group in groups],
         color=HELDOUT,
         label="held-out pairs (area: how many)",
     )
@@ -77,9 +82,11 @@ def _reliability(path: Path, heldout: Evaluation, pairs: PairIndex) -> None:
     _save(figure, path)
 
 
-def _scores(path: Path, train: Evaluation, heldout: Evaluation) -> None:
+def _scores(path: Path, train: Evaluation | None, heldout: Evaluation) -> None:
     figure, (axes,) = _figure(1)
     for evaluation, color, name in ((train, TRAIN, "train"), (heldout, HELDOUT, "heldout")):
+        if evaluation is None:
+            continue
         axes.hist(
             evaluation.score.numpy(), bins=40, density=True, alpha=0.6, color=color, label=name
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How a head (and a backbone) is trained: AdamW, linear warmup, cosine decay to zero.
+    """How a head is trained on fixed features: AdamW, linear warmup, cosine decay to zero.
 
     The defaults were chosen on HH-RLHF with MiniLM features, on ten random splits by prompt of
     their own, where a general head then learns as much as a Bradley-Terry head and memorizes no
@@ -32,8 +32,6 @@ class FitSettings:
             variance 1 / penalty: the mean loss is increased by
             penalty * H / (2 P) * |W / tau|^2 for H features and P pairs; biases are free, so
             it pulls an anchored head to its Bradley-Terry start. 0 for none.
-        backbone_learning_rate: peak rate of a trained backbone.
-        weight_decay: decoupled decay (AdamW's) of a trained backbone's weight matrices.
         warmup: share of all steps in which the rate rises from zero.
         label_smoothing: in [0, 1), as in :func:`gpm_core.losses.general_preference_loss`.
         gradient_clip: largest norm of the gradient; None for no limit.
@@ -47,8 +45,6 @@ class FitSettings:
     batch_size: int = 64
     learning_rate: float = 1e-3
     penalty: float = 0.75
-    backbone_learning_rate: float = 2e-5
-    weight_decay: float = 0.01
     warmup: float = 0.1
     label_smoothing: float = 0.0
     gradient_clip: float | None = None
@@ -61,14 +57,12 @@ class FitSettings:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must be a whole number in [0, 2^32); got {self.seed!r}")
-        for name in ("learning_rate", "backbone_learning_rate"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be finite and above zero; got {value!r}")
-        for name in ("penalty", "weight_decay"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and at least 0; got {value!r}")
+        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
+            raise ValueError(
+                f"learning_rate must be finite and above zero; got {self.learning_rate!r}"
+            )
+        if not (math.isfinite(self.penalty) and self.penalty >= 0):
+            raise ValueError(f"penalty must be finite and at least 0; got {self.penalty!r}")
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)!r}")

@@ -1,0 +1,59 @@
+"""What the commands that use a trained model share."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import click
+from tqdm import tqdm
+
+from gpm_core.data.files import atomic_file
+from gpm_core.data.pairs import ResponseGroup
+from gpm_core.models.group_scores import GroupScores
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+#: Groups that are encoded together: enough to fill batches of about equal length.
+GROUPS_AT_ONCE = 256
+
+
+def inference_options(function: Function) -> Function:
+    """--encode-batch-size, --device and --quiet."""
+    for option in (
+        click.option("--quiet", "-q", is_flag=True, help="No progress bar."),
+        click.option("--device", default="cpu", show_default=True, help="As torch names it."),
+        click.option(
+            "--encode-batch-size",
+            type=click.IntRange(min=1),
+            default=32,
+            show_default=True,
+            help="Texts per forward pass.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+def score_in_parts(
+    model: Any, groups: Sequence[ResponseGroup], batch_size: int, progress: bool
+) -> Iterator[tuple[ResponseGroup, GroupScores]]:
+    """Each group with its scores, in memory that does not grow with their number."""
+    with tqdm(total=len(groups), desc="scoring", unit="line", disable=not progress) as bar:
+        for start in range(0, len(groups), GROUPS_AT_ONCE):
+            some = groups[start : start + GROUPS_AT_ONCE]
+            yield from zip(some, model.score_groups(some, batch_size=batch_size), strict=True)
+            bar.update(len(some))
+
+
+@contextlib.contextmanager
+def opened(output: Path | None) -> Iterator[TextIO]:
+    """A stream to ``output``, which appears when it is whole, or to stdout."""
+    if output is None:
+        yield sys.stdout
+        return
+    with atomic_file(output) as partial, open(partial, "w", encoding="utf-8") as stream:
+        yield stream

@@ -1,0 +1,1 @@
+"""Preference models in other libraries' trainers: one module for each library."""

@@ -1,0 +1,346 @@
+"""What the processes of tests/test_distributed.py run; not a test itself.
+
+``python distributed_training.py RANK WORLD_SIZE FOLDER [SCENARIO ...]`` runs scenarios, all by
+default, in one world of gloo processes on the CPU and writes what they gave to FOLDER/RANK.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator, DistributedType
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin
+from torch import Tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader
+
+from gpm_core.models import GeneralPreferenceModel
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "distributed"
+#: What configures accelerate.
+VARIABLES = ("ACCELERATE_", "FSDP_")
+STEPS, GLOBAL_BATCH, LENGTH, PROMPT = 4, 4, 9, 3
+UNEVEN = 7
+# Momentum, not Adam: Adam's steps do not change where gradients are summed instead of averaged.
+OPTIMIZER: dict[str, float] = {"lr": 0.1, "momentum": 0.9}
+# accelerate shards word embeddings on their own, and fails where BertEmbeddings, which Bert names
+# as not to be split, are sharded already.
+LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
+
+
+def build(kind: str = "llama", *, frozen: bool = False, **options: Any) -> GeneralPreferenceModel:
+    """A tiny model with a gate and a learned temperature; ``frozen`` but for the last layer."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
+    if kind == "llama":
+        backbone = transformers.LlamaModel(transformers.LlamaConfig(**sizes, pad_token_id=0))
+    else:
+        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        backbone = transformers.BertModel(transformers.BertConfig(**sizes, **dropout))
+    options = {"dim": 4, "gate": "softmax", "learn_tau": "one", "tau": 0.5, **options}
+    model = GeneralPreferenceModel.from_backbone(backbone, **options)
+    if frozen:
+        backbone.requires_grad_(False)
+        backbone.layers[-1].requires_grad_(True)
+    return model
+
+
+def pairs(count: int) -> list[dict[str, Tensor]]:
+    """Pairs of unequal lengths, with prompts, soft labels and margins, padded to LENGTH."""
+    draw = torch.Generator().manual_seed(1)
+    records = []
+    for i in range(count):
+        ids = torch.randint(1, 40, (2, LENGTH), generator=draw)
+        ids[1, :PROMPT] = ids[0, :PROMPT]
+        mask = torch.ones_like(ids)
+        mask[i % 2, LENGTH - i % 4 :] = 0
+        records.append(
+            {
+                "input_ids": ids,
+                "attention_mask": mask,
+                "prompt_lengths": torch.tensor([PROMPT, PROMPT]),
+                "margin": torch.tensor(0.1 * (i % 3)),
+                "labels": torch.tensor(1.0 - 0.1 * (i % 2)),
+            }
+        )
+    return records
+
+
+def collate(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.stack([r[name] for r in records]) for name in records[0]}
+
+
+def offer_fsdp_on_the_processor() -> None:
+    """Accelerate takes an FSDP plugin on GPUs alone; this is what it does there, here.
+
+    All else is its own code, and PyTorch's FSDP2 works with gloo.
+    """
+    original = AcceleratorState.__init__
+
+    def init(self: AcceleratorState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        plugin = kwargs.get("fsdp_plugin")
+        if plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
+            self.fsdp_plugin = plugin
+            self.distributed_type = DistributedType.FSDP
+            PartialState._shared_state["distributed_type"] = DistributedType.FSDP
+
+    AcceleratorState.__init__ = init  # type: ignore[method-assign]
+
+
+def accelerator(sharded: bool, kind: str = "llama") -> Accelerator:
+    plugin = None
+    if sharded:
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=[LAYERS[kind]],
+            reshard_after_forward=True,
+            state_dict_type="FULL_STATE_DICT",
+            cpu_ram_efficient_loading=False,
+        )
+    return Accelerator(cpu=True, fsdp_plugin=plugin)
+
+
+def loader(records: list[dict[str, Tensor]], world: int) -> DataLoader:
+    return DataLoader(records, batch_size=GLOBAL_BATCH // world, collate_fn=collate)
+
+
+def save(accelerator: Accelerator, model: Any, folder: Path) -> None:
+    state = accelerator.get_state_dict(model)
+    accelerator.unwrap_model(model).save_pretrained(
+        folder, is_main_process=accelerator.is_main_process, state_dict=state
+    )
+    accelerator.wait_for_everyone()
+
+
+def train(
+    folder: Path, *, sharded: bool, kind: str = "llama", count: int = STEPS * GLOBAL_BATCH, **o: Any
+) -> dict[str, Any]:
+    """A plain loop with accelerate."""
+    model = build(kind, **o)
+    here = accelerator(sharded, kind)
+    optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), **OPTIMIZER)
+    data = loader(pairs(count), here.num_processes)
+    model, optimizer, data = here.prepare(model, optimizer, data)
+    model.train()
+    losses = []
+    for batch in data:
+        output = model(**batch)
+        here.backward(output.loss)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(here.gather(output.loss.detach()).mean().item())
+    sharding = sum(isinstance(p, DTensor) for p in model.parameters())
+    save(here, model, folder)
+    return {"losses": losses, "type": type(model).__name__, "sharded_parameters": sharding}
+
+
+def train_with_torch(folder: Path) -> dict[str, Any]:
+    """A plain loop with PyTorch's own FSDP2: all parameters in one group, freed after forward."""
+    model = build()
+    fully_shard(model, reshard_after_forward=True)
+    optimizer = torch.optim.SGD(model.parameters(), **OPTIMIZER)
+    model.train()
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    losses = []
+    records = pairs(STEPS * GLOBAL_BATCH)
+    for start in range(0, len(records), GLOBAL_BATCH):
+        batch = collate(records[start : start + GLOBAL_BATCH][rank::world])
+        output = model(**batch)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss = output.loss.detach()
+        torch.distributed.all_reduce(loss, torch.distributed.ReduceOp.AVG)
+        losses.append(loss.item())
+    sharding = sum(isinstance(p, DTensor) for p in model.parameters())
+    prompt, replies = [1, 5], [[7, 2], [8, 9, 2]]
+    matrix = model.preference_matrix(prompt, replies).tolist()
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_model_state_dict(model, options=options)
+    model.save_pretrained(folder, is_main_process=rank == 0, state_dict=state)
+    return {
+        "losses": losses,
+        "type": type(model).__name__,
+        "sharded_parameters": sharding,
+        "matrix": matrix,
+    }
+
+
+def infer(folder: Path, *, sharded: bool, learn_tau: str) -> dict[str, Any]:
+    """Inference before the first training step, where nothing has gathered parameters yet."""
+    here = accelerator(sharded)
+    model = build(learn_tau=learn_tau)
+    data = loader(pairs(UNEVEN), here.num_processes)
+    # FSDP2 takes a model only together with its optimizer.
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model, _, data = here.prepare(model, optimizer, data)
+    model.eval()
+    prompt, replies = [1, 5], [[7, 2], [8, 9, 2], [6]]
+    bare = here.unwrap_model(model)
+    embeddings = bare.embed([prompt] * 3, replies, batch_size=2)
+    matrix = bare.preference_matrix(prompt, replies)
+    probabilities = []
+    with torch.no_grad():
+        for batch in data:
+            probabilities.append(here.gather_for_metrics(model(**batch).probability))
+    return {
+        "matrix": matrix.tolist(),
+        "embeddings": embeddings.tolist(),
+        "probabilities": torch.cat(probabilities).tolist(),
+    }
+
+
+def train_with_trainer(folder: Path, *, sharded: bool) -> dict[str, Any]:
+    fsdp: dict[str, Any] = {}
+    if sharded:
+        fsdp = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        ddp_backend="gloo" if world > 1 else None,
+        per_device_train_batch_size=GLOBAL_BATCH // world,
+        max_steps=STEPS,
+        logging_steps=1,
+        save_strategy="no",
+        report_to=[],
+        learning_rate=OPTIMIZER["lr"],
+        lr_scheduler_type="constant",
+        optim="sgd",
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        disable_tqdm=True,
+        **fsdp,
+    )
+    trainer = transformers.Trainer(
+        build(), arguments, train_dataset=pairs(STEPS * GLOBAL_BATCH), data_collator=collate
+    )
+    trainer.train()
+    sharding = sum(isinstance(p, DTensor) for p in trainer.model.parameters())
+    trainer.save_model()
+    trainer.accelerator.wait_for_everyone()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    kind = type(trainer.model_wrapped).__name__
+    return {"losses": losses, "type": kind, "sharded_parameters": sharding}
+
+
+def run_example(folder: Path) -> dict[str, Any]:
+    """examples/distributed/train.py in the environment that fsdp2.yaml makes of it."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    command = ["--config_file", str(EXAMPLES / "fsdp2.yaml"), "train.py"]
+    launch, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+    environment = prepare_multi_gpu_env(launch)
+    os.environ.update({k: v for k, v in environment.items() if k.startswith(VARIABLES)})
+    train = runpy.run_path(str(EXAMPLES / "train.py"))
+    data = folder.parent / "pairs.jsonl"
+    options = {
+        "backbone": folder.parent / "backbone",
+        "train_data": data,
+        "eval_data": data,
+        "output_dir": folder,
+        "dim": 4,
+        "gate": "softmax",
+        "learn_tau": "one",
+        "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3,
+        "num_train_epochs": 5,
+        "learning_rate": 0.02,
+        "save_strategy": "no",
+        "report_to": "none",
+        "ddp_backend": "gloo",
+    }
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    train["main"]([*words, "--use_cpu", "--disable_tqdm", "true"])
+    torch.distributed.barrier()
+    metrics = json.loads((folder / "eval_results.json").read_text(encoding="utf-8"))
+    return {"accuracy": metrics["eval_accuracy"], "sharded": os.environ["FSDP_VERSION"]}
+
+
+HYBRID = {"head": "hybrid", "learn_tau": "per_block"}
+Scenario = Callable[[Path], dict[str, Any]]
+SCENARIOS: dict[str, Scenario] = {
+    "fsdp2_torch": train_with_torch,
+    "fsdp2_example": run_example,
+    "fsdp2_inference_per_block": partial(infer, sharded=True, learn_tau="per_block"),
+}
+for _name, _sharded in (("ddp", False), ("fsdp2", True)):
+    SCENARIOS |= {
+        _name: partial(train, sharded=_sharded),
+        f"{_name}_uneven": partial(train, sharded=_sharded, count=UNEVEN),
+        f"{_name}_frozen": partial(train, sharded=_sharded, frozen=True),
+        f"{_name}_encoder": partial(train, sharded=_sharded, kind="bert"),
+        f"{_name}_hybrid": partial(train, sharded=_sharded, **HYBRID),
+        f"{_name}_trainer": partial(train_with_trainer, sharded=_sharded),
+        f"{_name}_inference": partial(infer, sharded=_sharded, learn_tau="one"),
+    }
+
+
+def run(name: str, folder: Path) -> dict[str, Any]:
+    """One scenario, as in a fresh process: accelerate keeps its state in globals."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for variable in [name for name in os.environ if name.startswith(VARIABLES)]:
+        del os.environ[variable]
+    try:
+        return SCENARIOS[name](folder / name)
+    except Exception:
+        return {"error": traceback.format_exc()}
+
+
+def join(rank: int, world: int, folder: Path) -> None:
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world),
+        LOCAL_WORLD_SIZE=str(world),
+        # Processes meet at the file below; accelerate wants an address to be named all the same.
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT="1",
+    )
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder / 'rendezvous'}",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),
+    )
+    offer_fsdp_on_the_processor()
+
+
+def main(rank: int, world: int, folder: Path, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    if world > 1:
+        join(rank, world, folder)
+    results = {name: run(name, folder) for name in names or SCENARIOS}
+    (folder / f"{rank}.json").write_text(json.dumps(results), encoding="utf-8")
+    if world > 1:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4:])
