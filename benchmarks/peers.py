@@ -2,7 +2,8 @@
 
 ``eager_*`` is PyTorch written as well as we can; the same functions are what ``torch.compile``
 gets. ``paper_*`` does the steps of the reference implementation of arXiv 2410.02197, in our words:
-it builds the block matrix at every call, projects every token, scores pair by pair.
+it builds the block matrix at every call, projects every token, scores pair by pair. ``trl_*`` and
+``liger_*`` call those libraries, where they are installed.
 """
 
 from __future__ import annotations
@@ -56,3 +57,34 @@ def paper_preference_embedding(hidden: Tensor, weight: Tensor, positions: Tensor
     values = F.linear(hidden, weight)
     index = positions.view(-1, 1, 1).expand(-1, 1, values.shape[-1])
     return F.normalize(values.gather(1, index).squeeze(1), dim=-1)
+
+
+def eager_linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """All logits, ``log_softmax``, ``gather``."""
+    logs = (hidden @ weight.mT).log_softmax(dim=-1)
+    return logs.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+
+
+def trl_linear_logprob(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """TRL's: tiles of the logits, both ways."""
+    from trl.kernels.chunked_logprob import ChunkedLogProbFunction
+
+    tile = 4096  # columns; the fastest of 2048, 4096 and 8192 here
+    return ChunkedLogProbFunction.apply(hidden, weight, None, target, 1.0, tile, None, 1.0, ())[0]
+
+
+def liger_policy_gradient(
+    hidden: Tensor, weight: Tensor, target: Tensor, advantages: Tensor
+) -> Tensor:
+    """Liger-Kernel's GRPO loss, one sequence at a time, gradients formed in the forward pass.
+
+    hidden (B, T, H), target (B, T), advantages (B,). On the policy that sampled its gradient is
+    that of ``-mean(advantage * logp)``; times B T it is that of the sum.
+    """
+    from liger_kernel.chunked_loss import LigerFusedLinearGRPOLoss
+
+    loss = LigerFusedLinearGRPOLoss(
+        beta=0.0, compiled=False, use_ref_model=False, chunk_size=1, loss_type="bnpo"
+    )
+    mask = torch.ones_like(target, dtype=hidden.dtype)
+    return loss(hidden, weight, target, mask, advantages)[0] * target.numel()

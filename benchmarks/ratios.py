@@ -34,7 +34,7 @@ def medians(
 def lines(row: Row) -> Iterator[str]:
     contenders = row.make()
     check(row, contenders)
-    with torch.set_grad_enabled("loss" in row.name):
+    with torch.set_grad_enabled(row.differentiates):
         seconds = medians(contenders, row.rounds, row.repeats)
     ours = seconds.pop(OURS)
     for peer, value in seconds.items():
@@ -45,6 +45,8 @@ def lines(row: Row) -> Iterator[str]:
             f"| {row.name} | {peer} | {ours * 1e6:,.0f} | {value * 1e6:,.0f} | {value / ours:.2f} "
             f"| {aim} | {verdict} |"
         )
+    for peer, package in row.missing().items():
+        yield f"| {row.name} | {peer} | | | | | {package} is not installed |"
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,9 +28,25 @@ class Row:
     targets: dict[str, float]
     #: contenders whose result must agree with ours before anything is timed
     checked: tuple[str, ...]
+    #: those of them that are left out where their package is not installed: name -> package
+    optional: dict[str, str] = field(default_factory=dict)
     rounds: int = 51
     repeats: int = 1
     tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-3, "atol": 1e-5})
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether gradients are a part of it."""
+        return "backward" in self.name
+
+    def missing(self) -> dict[str, str]:
+        """Contenders that are not here, and the package that they need."""
+        return {name: package for name, package in self.optional.items() if not installed(package)}
+
+
+@cache
+def installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 @cache
@@ -98,6 +115,46 @@ def _embedding(batch: int, length: int, size: int) -> dict[str, Callable[[], Any
     return {name: partial(f, hidden, weight, positions) for name, f in contenders.items()}
 
 
+_LIBRARIES = {"TRL": "trl", "Liger": "liger_kernel"}
+
+
+def logprob_step(trained: bool) -> dict[str, Callable[[], Any]]:
+    """Gradients of sum(weight of its sequence * log-probability) over the tokens of 8 sequences.
+
+    Cut-cross-entropy is not among the contenders: what it is about runs on GPUs only.
+    """
+    sequences, length, size, vocabulary = 8, 256, 576, 49152
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn((sequences, length, size), generator=generator).requires_grad_()
+    weight = torch.randn((vocabulary, size), generator=generator) / size**0.5
+    weight.requires_grad_(trained)
+    target = torch.randint(0, vocabulary, (sequences, length), generator=generator)
+    advantages = torch.randn(sequences, generator=generator)
+    leaves = (hidden, weight) if trained else (hidden,)
+    incoming = -advantages.repeat_interleave(length)
+
+    def step(function: Callable[..., Tensor]) -> Any:
+        logp = function(hidden.flatten(0, 1), weight, target.flatten())
+        return torch.autograd.grad(logp, leaves, incoming)
+
+    def liger() -> Any:
+        loss = peers.liger_policy_gradient(hidden, weight, target, advantages)
+        return torch.autograd.grad(loss, leaves)
+
+    contenders = {
+        OURS: partial(step, ops.linear_logprob),
+        "eager": partial(step, peers.eager_linear_logprob),
+        "torch.compile": partial(step, compiled(peers.eager_linear_logprob)),
+        "TRL": partial(step, peers.trl_linear_logprob),
+        "Liger": liger,
+    }
+    return {
+        name: call
+        for name, call in contenders.items()
+        if name not in _LIBRARIES or installed(_LIBRARIES[name])
+    }
+
+
 _PEERS = ("eager", "torch.compile")
 _EVERYDAY = {"eager": 5.0, "torch.compile": 3.0}
 
@@ -116,28 +173,28 @@ ROWS = [
         partial(_large_matrix, 4096),
         {"torch.full": 1 / 1.3},
         _PEERS,
-        15,
+        rounds=15,
     ),
     Row(
         "probability_matrix, K = 8192",
         partial(_large_matrix, 8192),
         {"torch.full": 1 / 1.3},
         _PEERS,
-        7,
+        rounds=7,
     ),
     Row(
         "probability_matrix(out=), K = 4096",
         partial(_matrix_into, 4096),
         {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
         _PEERS,
-        15,
+        rounds=15,
     ),
     Row(
         "probability_matrix(out=), K = 8192",
         partial(_matrix_into, 8192),
         {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
         _PEERS,
-        7,
+        rounds=7,
     ),
     *(
         Row(
@@ -156,12 +213,26 @@ ROWS = [
         ("paper", "gather + linear + normalize"),
         repeats=5,
     ),
+    *(
+        Row(
+            f"linear_logprob, forward + backward, N = 2048, H = 576, V = 49152, {label}",
+            partial(logprob_step, trained),
+            {"eager": target},
+            (*_PEERS, *_LIBRARIES),
+            _LIBRARIES,
+            rounds=5,
+        )
+        for trained, label, target in (
+            (True, "projection trained", 1 / 1.1),
+            (False, "projection frozen", 1 / 0.8),
+        )
+    ),
 ]
 
 
 def check(row: Row, contenders: dict[str, Callable[[], Any]]) -> None:
     """A speed is worth nothing on a wrong result: the peers must agree with us first."""
-    with torch.set_grad_enabled("loss" in row.name):
+    with torch.set_grad_enabled(row.differentiates):
         expected = contenders[OURS]()
-        for name in row.checked:
+        for name in (name for name in row.checked if name in contenders):
             torch.testing.assert_close(contenders[name](), expected, **row.tolerance)

@@ -32,8 +32,10 @@ def contenders_of(name: str) -> dict[str, Callable[[], Any]]:
     ids=lambda x: x.name if isinstance(x, Row) else x,
 )
 def test_speed(row: Row, contender: str, benchmark: Any) -> None:
+    if contender in row.missing():
+        pytest.skip(f"{row.missing()[contender]} is not installed")
     torch.set_num_threads(2)
     benchmark.group = row.name
     call = contenders_of(row.name)[contender]
-    with torch.set_grad_enabled("loss" in row.name):
+    with torch.set_grad_enabled(row.differentiates):
         benchmark.pedantic(call, rounds=row.rounds, iterations=row.repeats, warmup_rounds=3)

@@ -184,6 +184,23 @@ gpm::PreferenceEmbeddingBackward preference_embedding_backward(
           out(grad_bias)};
 }
 
+gpm::LinearLogprob linear_logprob(int t, Size rows, Size columns, Size first, Size size,
+                                  double temperature, double softcap, bool entropy, Address logits,
+                                  Address target, Address bias, Address state, Address coefficients,
+                                  Address pulled) {
+  return {dtype(t),    rows,       columns,           first,       size,
+          temperature, softcap,    entropy,           out(logits), indices(target),
+          in(bias),    out(state), out(coefficients), out(pulled)};
+}
+
+gpm::LinearLogprobBackward linear_logprob_backward(int t, Size rows, Size columns, Size first,
+                                                   double temperature, double softcap, bool entropy,
+                                                   Address logits, Address target, Address bias,
+                                                   Address gradients, Address coefficients) {
+  return {dtype(t), rows,        columns,         first,    temperature,   softcap,
+          entropy,  out(logits), indices(target), in(bias), in(gradients), out(coefficients)};
+}
+
 gpm::ScoreMatrix square(int t, Size batch, Size rows, Size width, Address v, Size batch_stride,
                         Size row_stride, Address scale, Size scale_stride, Address result,
                         Size out_batch_stride, Size out_row_stride) {
@@ -268,6 +285,8 @@ void define_operations(py::module_& m) {
   GPM_DEFINE(m, preference_loss_backward, preference_loss_backward);
   GPM_DEFINE(m, preference_embedding, preference_embedding);
   GPM_DEFINE(m, preference_embedding_backward, preference_embedding_backward);
+  GPM_DEFINE(m, linear_logprob, linear_logprob);
+  GPM_DEFINE(m, linear_logprob_backward, linear_logprob_backward);
   GPM_DEFINE(m, score_matrix, square);
   GPM_DEFINE(m, score_matrix_backward, square_backward);
   GPM_DEFINE(m, probability_matrix, (and_tau<gpm::ProbabilityMatrix, square>(square)));

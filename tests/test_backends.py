@@ -287,6 +287,7 @@ LOSSES = {
     "score": lambda a, b: ops.score(a, b).sum(),
     "preference_loss": lambda a, b: ops.preference_loss(a, b)[0].sum(),
     "preference_embedding": lambda a, b: (ops.preference_embedding(a, b)).sum(),
+    "linear_logprob": lambda a, b: ops.linear_logprob(a, b + 0 * a, torch.arange(3)).sum(),
     "score_matrix": lambda a, b: (ops.score_matrix(a)[0]).sum(),
     "probability_matrix": lambda a, b: (ops.probability_matrix(a)[0]).sum(),
     "cross_score_matrix": lambda a, b: ops.cross_score_matrix(a, b).sum(),

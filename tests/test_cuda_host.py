@@ -36,6 +36,8 @@ def _expected_launches(case: Case, args: list[torch.Tensor], empty: bool) -> tup
     """Of the forward and of the backward pass."""
     if empty:
         return 0, 0
+    if case.op == "linear_logprob":  # of one chunk; a frozen projection is done with it
+        return 1, 0 if case.label.endswith("-frozen") else 1
     # The gradient of a scale crosses the tiles of a large set: a second launch adds their parts.
     scaled = "matrix" in case.op and case.label.endswith("-scale")
     large = case.function(*args).shape[-2:].numel() > 1024 if scaled else False
@@ -74,6 +76,10 @@ CALLS = {
     "preference_embedding": (
         lambda v: ops.preference_embedding(v, v[:3]),
         "rows 70, length 1, size 4, width 3",
+    ),
+    "linear_logprob": (
+        lambda v: ops.linear_logprob(v, v[:5], torch.arange(70) % 5),
+        "rows 70, columns 5, first 0",
     ),
     "score_matrix": (lambda v: ops.score_matrix(v), "batch 1, rows 70, columns 70, width 4"),
     "probability_matrix": (

@@ -93,7 +93,7 @@ def test_the_readme_trains_what_it_says(tmp_path: Path, monkeypatch: pytest.Monk
     names = run(REPOSITORY / "README.md")
     for parameter in names["head"].parameters():
         assert parameter.grad is not None, "the loss reaches every parameter of the head"
-    assert names["logps"].grad.abs().sum() > 0
+    assert names["hidden"].grad.abs().sum() > 0
 
 
 # -- commands ------------------------------------------------------------------------------------

@@ -101,6 +101,17 @@ def _biased_hidden_states(sizes: Sizes, device: str) -> list[Tensor]:
     return [*_hidden_states(sizes, device), _normal(device, sizes[-1], seed=2)]
 
 
+def _tokens(sizes: Sizes, device: str) -> list[Tensor]:
+    count, size, vocabulary = sizes
+    weight = _normal(device, vocabulary, size, seed=1) / size**0.5
+    target = (torch.arange(count, device=device) * 5 + 1) % vocabulary
+    return [_normal(device, count, size), weight, target]
+
+
+def _biased_tokens(sizes: Sizes, device: str) -> list[Tensor]:
+    return [*_tokens(sizes, device), _normal(device, sizes[-1], seed=2)]
+
+
 def _picked(inputs: list[Tensor]) -> list[Tensor]:
     """Of the hidden states only the rows at the positions are read."""
     hidden, *others = inputs
@@ -118,6 +129,11 @@ def _loss_of_all(
 
 def _embedding_of_all(hidden: Tensor, weight: Tensor, positions: Tensor, bias: Tensor) -> Tensor:
     return ops.preference_embedding(hidden, weight, positions, bias=bias)
+
+
+def _logprob_of_all(hidden: Tensor, weight: Tensor, target: Tensor, bias: Tensor) -> Any:
+    options = {"temperature": 0.7, "softcap": 30.0, "entropy": True}
+    return ops.linear_logprob(hidden, weight, target, bias, **options)
 
 
 def eager_normalize(x: Tensor) -> Tensor:
@@ -201,6 +217,20 @@ WORKS = (
         call_all=_embedding_of_all,
         nasty=((1, 1, 1, 1), (3, 7, 67, 6), (9, 4, 300, 13)),
         needed=_picked,
+    ),
+    # Its products take the time, not memory: of the bandwidth it can reach only a small part.
+    Work(
+        "linear_logprob",
+        "(N, H, V)",
+        peers.eager_linear_logprob,
+        _tokens,
+        small=(256, 576, 8192),
+        large=(4096, 2048, 131072),
+        less=(1024, 1024, 32768),
+        make_all=_biased_tokens,
+        call_all=_logprob_of_all,
+        nasty=((1, 1, 1), (3, 5, 67), (70, 33, 1031)),
+        result_dtype=torch.float32,
     ),
     _square("score_matrix", eager_score_matrix),
     _square("probability_matrix", peers.eager_probability_matrix),

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpm_core.backends._chunked_linear_logprob import GRADIENTS, STATES, Options
+
 EPS, TAU = 1e-12, 0.1
 
 
@@ -39,6 +41,23 @@ class Case:
         results = result if isinstance(result, tuple) else (result,)
         tensors = [t for t in (*self.arguments, *results) if isinstance(t, Tensor)]
         return sum(tensor.nbytes for tensor in tensors) - self.spared
+
+
+@dataclass(frozen=True)
+class Chunk(Case):
+    """What ``linear_logprob`` does with a chunk of logits; the matrix products are PyTorch's."""
+
+    def run(self, backend: Any) -> Any:
+        """Results are written into arguments."""
+        name = self.operation.replace("linear_logprob", "linear_logprob_chunk")
+        return getattr(backend, name)(*self.arguments)
+
+    def least(self, result: Any) -> int:
+        """State and pulled rows are read and written, all else one of them."""
+        both = (
+            () if self.operation.endswith("_backward") else (self.arguments[5], self.arguments[7])
+        )
+        return super().least(tuple(both))
 
 
 class _Numbers:
@@ -112,6 +131,19 @@ def _embeddings(new: _Numbers) -> Iterator[Case]:
         yield Case(backward, label, ("backward",), (grad, *arguments, *rest), spared)
 
 
+def _logprobs(new: _Numbers) -> Iterator[Case]:
+    rows, columns, size = 256 // new.fewer, 2048, 512
+    options = Options(temperature=0.7, softcap=30.0, entropy=True)
+    target, label = torch.arange(rows) * 7, f"{rows} x {columns}"
+    pulled = new.wide(rows, size)
+    logits, given, out = new.wide(rows, columns), new.wide(rows, GRADIENTS), new(rows, columns)
+    for more, results in [("", (None, None)), (f", H = {size}", (out, pulled))]:
+        arguments = (logits, 0, target, None, options, new.wide(rows, STATES), *results)
+        yield Chunk("linear_logprob", label + more, ("forward",), arguments)
+    arguments = (logits, 0, target, None, options, given, out)
+    yield Chunk("linear_logprob_backward", label, ("backward",), arguments)
+
+
 def _matrices(new: _Numbers) -> Iterator[Case]:
     for batch, rows, columns, width, scaled in [
         (256, 16, 16, 8, False),
@@ -147,5 +179,5 @@ def name_of(dtype: torch.dtype) -> str:
 
 def cases(dtype: torch.dtype, fewer: int = 1) -> Iterator[Case]:
     """All cases of a dtype; with so many times fewer rows where each takes long."""
-    for make in (_normalize, _pairs, _embeddings, _matrices):
+    for make in (_normalize, _pairs, _embeddings, _logprobs, _matrices):
         yield from make(_Numbers(dtype, fewer))

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gpm_core.backends._reference_linear_logprob import linear_logprob as linear_logprob
+from gpm_core.backends._reference_linear_logprob import (
+    linear_logprob_backward as linear_logprob_backward,
+)
+
 
 def why_not(op: str, device_type: str, dtype: torch.dtype) -> str | None:
     """Plain PyTorch computes everything everywhere."""

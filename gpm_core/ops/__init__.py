@@ -6,6 +6,7 @@ Every operation is differentiable, works under ``torch.compile(fullgraph=True)``
 
 from gpm_core.ops.cross_probability_matrix import cross_probability_matrix
 from gpm_core.ops.cross_score_matrix import cross_score_matrix
+from gpm_core.ops.linear_logprob import linear_logprob
 from gpm_core.ops.normalize import normalize
 from gpm_core.ops.preference_embedding import preference_embedding
 from gpm_core.ops.preference_loss import preference_loss
@@ -16,6 +17,7 @@ from gpm_core.ops.score_matrix import score_matrix
 __all__ = [
     "cross_probability_matrix",
     "cross_score_matrix",
+    "linear_logprob",
     "normalize",
     "preference_embedding",
     "preference_loss",

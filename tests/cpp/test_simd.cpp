@@ -1,5 +1,6 @@
 // The building blocks of the kernels, compiled here for one instruction set as kernels are
-// (GPM_SIMD_NAMESPACE): conversions of all 16-bit numbers, exp, log1p and the sigmoid.
+// (GPM_SIMD_NAMESPACE): conversions of all 16-bit numbers, exp, expm1, log1p, tanh and the
+// sigmoid.
 #include "cpu/simd/math.h"
 #include "memory.h"
 
@@ -142,6 +143,34 @@ simd::Vector<T> log1p_of(simd::Vector<T> x) {
 }
 
 template <class T>
+simd::Vector<T> expm1_of(simd::Vector<T> x) {
+  return simd::expm1_nonpositive<T>(x);
+}
+
+template <class T>
+simd::Vector<T> tanh_of(simd::Vector<T> x) {
+  return simd::hyperbolic_tangent<T>(x);
+}
+
+// Both lose no digits near zero, where they are differences of numbers near one.
+template <class T>
+void accuracy_near_zero() {
+  at_case("%s", name(kDType<T>));
+  for (const Real low : {Real(-1e-6), Real(-0.4), Real(-3), Real(-110)}) {
+    const Real m = worst<T>(low, 0, expm1_of<T>, [](Real x) { return std::expm1(x); });
+    const Real t = worst<T>(low, -low, tanh_of<T>, [](Real x) { return std::tanh(x); });
+    std::printf("       %s from %Lg: expm1 %.2Lf ulps, tanh %.2Lf ulps\n", check::context.c_str(),
+                low, m, t);
+    CHECK(m <= 3, "expm1 is off by %Lg ulps", m);
+    CHECK(t <= 4, "tanh is off by %Lg ulps", t);
+  }
+  const T nan = static_cast<T>(NAN), infinity = static_cast<T>(INFINITY);
+  CHECK(std::isnan(tanh_of<T>(simd::broadcast(nan))[0]), "tanh(NaN) is a number");
+  CHECK(tanh_of<T>(simd::broadcast(infinity))[0] == 1, "tanh(inf) is not 1");
+  CHECK(tanh_of<T>(simd::broadcast(-infinity))[0] == -1, "tanh(-inf) is not -1");
+}
+
+template <class T>
 void accuracy(Real lowest) {
   at_case("%s", name(kDType<T>));
   const auto exponential = [](Real x) { return std::exp(x); };
@@ -186,4 +215,6 @@ TEST(bfloat16_nearest_even) { nearest_even<simd::bfloat16>(); }
 TEST(float16_nearest_even) { nearest_even<simd::float16>(); }
 TEST(float_accuracy) { accuracy<float>(-106); }
 TEST(double_accuracy) { accuracy<double>(-747); }
+TEST(float_accuracy_near_zero) { accuracy_near_zero<float>(); }
+TEST(double_accuracy_near_zero) { accuracy_near_zero<double>(); }
 TEST(transpose) { transposes<float>(), transposes<double>(); }

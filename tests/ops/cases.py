@@ -134,6 +134,61 @@ def _preference_embedding() -> list[Case]:
     return cases
 
 
+def _targets(*shape: int, size: int) -> Maker:
+    """Every seventh is ignored."""
+
+    def make(dtype: torch.dtype, layout: str, device: str) -> torch.Tensor:
+        numbers = torch.arange(torch.Size(shape).numel(), device=device)
+        ignored = numbers % 7 == 5
+        return torch.where(ignored, -100, (numbers * 5 + 1) % size).reshape(shape)
+
+    return make
+
+
+def _logprob(hidden: Any, weight: Any, target: Any, bias: Any = None) -> Any:
+    return ops.linear_logprob(hidden, weight, target, bias)
+
+
+def _logprob_full(hidden: Any, weight: Any, target: Any, bias: Any) -> Any:
+    options = {"temperature": 0.7, "softcap": 2.0, "entropy": True}
+    return ops.linear_logprob(hidden, weight, target, bias, **options)
+
+
+def _logprob_frozen(vocabulary: int) -> Callable[..., Any]:
+    """With a projection that is no argument, and so needs no gradient."""
+
+    def function(hidden: Any, target: Any) -> Any:
+        shape = (vocabulary, hidden.shape[-1])
+        # Eighths, which every dtype has.
+        eighths = torch.arange(shape[0] * shape[1], device=hidden.device) * 37 % 17 - 8
+        weight = (eighths / 8).to(hidden.dtype).reshape(shape)
+        return ops.linear_logprob(hidden, weight, target, temperature=0.7, softcap=2.0)
+
+    return function
+
+
+def _linear_logprob() -> list[Case]:
+    cases = []
+    for batch, size, vocabulary in [
+        ((0,), 3, 5),
+        ((1,), 1, 1),
+        ((), 4, 3),
+        ((3,), 4, 7),
+        ((2, 9), 5, 18),
+        ((7,), 33, 1031),
+    ]:
+        count = torch.Size(batch).numel()
+        hidden, weight = _embeddings(*batch, size), _embeddings(vocabulary, size, seed=1)
+        arguments = (hidden, weight, _targets(*batch, size=vocabulary))
+        full = (*arguments, _embeddings(vocabulary, seed=2))
+        label, small = f"{batch}x{size}x{vocabulary}", 0 < count < 7 and size < 10
+        cases.append(_case("linear_logprob", label, _logprob, *arguments, small=small))
+        cases.append(_case("linear_logprob", f"{label}-full", _logprob_full, *full, small=small))
+        frozen = (_logprob_frozen(vocabulary), arguments[0], arguments[2])
+        cases.append(_case("linear_logprob", f"{label}-frozen", *frozen, small=small))
+    return cases
+
+
 def _probability(v: Any, scale: Any = None) -> Any:
     return ops.probability_matrix(v, scale, tau=0.7)
 
@@ -199,6 +254,7 @@ CASES = [
     *_score(),
     *_preference_loss(),
     *_preference_embedding(),
+    *_linear_logprob(),
     *_square(),
     *_cross(),
 ]

@@ -192,3 +192,41 @@ def test_not_a_number_is_passed_on_not_hidden() -> None:
         assert not result[0, 2].isnan()
     assert ops.normalize(v)[1].isnan().all()
     assert ops.preference_loss(v, V)[0].isnan().tolist() == [False, True, False]
+
+
+TOKEN_STATES, PROJECTION, TOKENS = make_tensor(3, 4), make_tensor(6, 4), torch.tensor([0, 5, 2])
+
+
+def test_linear_logprob_shapes() -> None:
+    with pytest.raises(ValueError, match=r"weight must be of shape \(V, H\) with H = 4.*\(6, 5\)"):
+        ops.linear_logprob(TOKEN_STATES, make_tensor(6, 5), TOKENS)
+    with pytest.raises(ValueError, match=r"with H = 4.*got shape \(0, 4\)"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION[:0], TOKENS)
+    with pytest.raises(ValueError, match=r"one token each; got target \(2,\) and hidden \(3, 4\)"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS[:2])
+    with pytest.raises(ValueError, match=r"target \(3, 1\)"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS[:, None])
+    with pytest.raises(ValueError, match=r"bias must be of shape \(6,\); got \(4,\)"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS, make_tensor(4))
+
+
+def test_linear_logprob_types_and_devices() -> None:
+    with pytest.raises(TypeError, match=r"target must be int64 or int32; got torch\.float32"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS.float())
+    with pytest.raises(TypeError, match=r"target must be an integer torch\.Tensor; got list"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, [0, 5, 2])
+    with pytest.raises(TypeError, match="weight and hidden must have the same dtype"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION.double(), TOKENS)
+    with pytest.raises(TypeError, match="bias and hidden must have the same dtype"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS, make_tensor(6, dtype=torch.float64))
+    with pytest.raises(TypeError, match="ignore_index must be an int; got float"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS, ignore_index=-100.0)
+    with pytest.raises(RuntimeError, match="target and hidden must be on the same device"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS.to("meta"))
+
+
+@pytest.mark.parametrize("name", ["temperature", "softcap"])
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_linear_logprob_numbers_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be finite and above zero"):
+        ops.linear_logprob(TOKEN_STATES, PROJECTION, TOKENS, **{name: value})

@@ -43,8 +43,13 @@ def test_layout_does_not_matter(case: Case, layout: str, target: Target, nan_fil
         assert torch.equal(got, expected)
 
 
+# Its matrix products are the BLAS library's, whose sums may depend on the number of threads; what
+# the kernels make of them does not (tests/cpp/test_linear_logprob.cpp).
+OURS_ALONE = [case for case in CASES if case.op != "linear_logprob"]
+
+
 @pytest.mark.parametrize("dtype", testing.DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", OURS_ALONE, ids=str)
 def test_thread_count_does_not_matter(case: Case, dtype: torch.dtype) -> None:
     NATIVE.need(case.op, dtype)
     args = case.make(dtype, "contiguous")

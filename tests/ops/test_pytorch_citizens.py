@@ -30,12 +30,17 @@ TRACED = [
         "unit-(2,)x3x5x2",
         "raw-(2,)x3x5x2",
         "unit-(2,)x3x5x2-rows",
+        "(3,)x4x7",
+        "(3,)x4x7-full",
+        "(3,)x4x7-frozen",
         "(2,)x5x6",
         "()x3x4-scale",
         "(2,)x5x1x6-scale",
         "()x2x3x4",
     }
 ]
+# Their arguments are not those of the schema.
+NOT_RAW = {"broadcast", "(3,)x4x7-frozen"}
 RAW = {
     "normalize": lambda x: (x, 1e-12),
     "score": lambda a, b, scale=None: (a, b, scale),
@@ -45,6 +50,7 @@ RAW = {
     "cross_probability_matrix": lambda a, b, scale=None: (a, b, scale, 0.7),
     "preference_loss": lambda a, b, s=None, m=None, t=None: (a, b, s, m, t, 0.5),
     "preference_embedding": lambda h, w, p=None, b=None: (h, w, p, b, True, 1e-12),
+    "linear_logprob": lambda h, w, t, b=None: (h, w, t, b, 0.7, 2.0, -100, True, False),
 }
 
 
@@ -77,7 +83,7 @@ def test_gradgradcheck(case: Case) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-@pytest.mark.parametrize("case", [c for c in TRACED if c.label != "broadcast"], ids=str)
+@pytest.mark.parametrize("case", [c for c in TRACED if c.label not in NOT_RAW], ids=str)
 def test_opcheck(case: Case, grad: bool, dtype: torch.dtype) -> None:
     args = [
         x.requires_grad_(grad and x.is_floating_point()) if isinstance(x, torch.Tensor) else x
@@ -104,6 +110,11 @@ def test_opcheck_of_backward_operations(scaled: bool) -> None:
     check(library.probability_matrix_backward.default, (g, a, one, 0.5))
     check(library.cross_score_matrix_backward.default, (g, a, b, one))
     check(library.cross_probability_matrix_backward.default, (g, a, b, one, 0.5))
+    target, logp = torch.tensor([3, 0, -100, 1]), g[:3]
+    check(
+        library.linear_logprob_backward.default,
+        (g[0], g[1], a, b, target, g[2] if scaled else None, *logp, 0.7, 2.0, -100, [True] * 3),
+    )
     weight = testing.make_tensor(2, 6)
     unit, projection = library.preference_embedding.default(a, weight, None, None, True, 1e-12)
     mask = [True, True, scaled]

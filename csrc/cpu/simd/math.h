@@ -128,4 +128,25 @@ GPM_INLINE Vector<T> log1p_unit(Vector<T> e) {
   return T(2) * z * sum;
 }
 
+// exp(x) - 1 for x <= 0, with full relative accuracy.
+template <class T>
+GPM_INLINE Vector<T> expm1_nonpositive(Vector<T> x) {
+  using C = ExpConstants<T>;
+  x = at_least<T>(x, C::kLowest);
+  const Vector<T> n = round_to_integer<T>(x * T(1.4426950408889634074));
+  Vector<T> r[1] = {multiply_add(n, broadcast(-C::kLn2High), x)}, series[1];
+  r[0] = multiply_add(n, broadcast(-C::kLn2Low), r[0]);
+  exp_series<T, 1>(r, series, T(1));  // (exp(r) - 1) / r
+  const Vector<T> power = scale_by_power_of_two<T>(broadcast(T(1)), n);
+  return multiply_add(power, r[0] * series[0], power - T(1));
+}
+
+// tanh(x) = (1 - e) / (1 + e) with e = exp(-2 |x|), without the cancellation of small x.
+template <class T>
+GPM_INLINE Vector<T> hyperbolic_tangent(Vector<T> x) {
+  const Vector<T> m = expm1_nonpositive<T>(T(2) * negative_absolute<T>(x));
+  const Vector<T> magnitude = -m / (m + T(2));
+  return x < 0 ? -magnitude : magnitude;
+}
+
 }  // namespace gpm::cpu::GPM_SIMD_NAMESPACE

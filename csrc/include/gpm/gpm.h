@@ -4,6 +4,7 @@
 #include "gpm/build_info.h"
 #include "gpm/cross_probability_matrix.h"
 #include "gpm/cross_score_matrix.h"
+#include "gpm/linear_logprob.h"
 #include "gpm/memory.h"
 #include "gpm/normalize.h"
 #include "gpm/preference_embedding.h"

@@ -13,11 +13,12 @@ import torch
 
 from gpm_core.backends.native.embedding import Embedding
 from gpm_core.backends.native.library import CODES, Library
+from gpm_core.backends.native.logprob import LinearLogprob
 from gpm_core.backends.native.matrices import Matrices
 from gpm_core.backends.native.rows import Rows
 
 
-class Kernels(Rows, Matrices, Embedding):
+class Kernels(Rows, Matrices, Embedding, LinearLogprob):
     """All operations, computed by the kernels of a library."""
 
 

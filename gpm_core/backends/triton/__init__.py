@@ -33,6 +33,12 @@ else:
         cross_score_matrix_backward,
         cross_score_matrix_out,
     )
+    from gpm_core.backends.triton.linear_logprob import (
+        linear_logprob,
+        linear_logprob_backward,
+        linear_logprob_chunk,
+        linear_logprob_chunk_backward,
+    )
     from gpm_core.backends.triton.normalize import normalize, normalize_backward
     from gpm_core.backends.triton.preference_embedding import (
         preference_embedding,
@@ -58,6 +64,10 @@ __all__ = [
     "cross_score_matrix",
     "cross_score_matrix_backward",
     "cross_score_matrix_out",
+    "linear_logprob",
+    "linear_logprob_backward",
+    "linear_logprob_chunk",
+    "linear_logprob_chunk_backward",
     "normalize",
     "normalize_backward",
     "preference_embedding",

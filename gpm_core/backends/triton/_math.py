@@ -73,7 +73,8 @@ def _horner(total, r, COEFFICIENT: tl.constexpr):
 
 
 @triton.jit
-def _exp_float32(x):
+def _series_float32(x):
+    """(exp(r) - 1) / r, r, and 2^n in two factors, for x = n ln 2 + r with |r| <= ln(2) / 2."""
     x = tl.where(x < -104.0, -104.0, x)  # exp is below half of the smallest subnormal; NaN stays
     # Adding 1.5 * 2^23 rounds to an integer n and leaves it in the low bits.
     shifted = x * 1.4426950408889634 + 12582912.0
@@ -89,16 +90,16 @@ def _exp_float32(x):
     total = _horner(total, r, 1.0 / 6.0)
     total = _horner(total, r, 0.5)
     total = _horner(total, r, 1.0)
-    total = _horner(total, r, 1.0)
-    # In two steps: 2^n itself is below the normal range where the result is.
+    # Two, since 2^n itself is below the normal range where a result is.
     half = exponent >> 1
     first = ((half + 127) << 23).to(tl.float32, bitcast=True)
     second = ((exponent - half + 127) << 23).to(tl.float32, bitcast=True)
-    return total * first * second
+    return total, r, first, second
 
 
 @triton.jit
-def _exp_float64(x):
+def _series_float64(x):
+    """(exp(r) - 1) / r, r, and 2^n in two factors, for x = n ln 2 + r with |r| <= ln(2) / 2."""
     x = tl.where(x < -746.0, -746.0, x)
     shifted = x * 1.4426950408889634 + 6755399441055744.0
     exponent = shifted.to(tl.int64, bitcast=True) - 0x4338000000000000
@@ -118,20 +119,35 @@ def _exp_float64(x):
     total = _horner(total, r, 1.0 / 6.0)
     total = _horner(total, r, 0.5)
     total = _horner(total, r, 1.0)
-    total = _horner(total, r, 1.0)
     half = exponent >> 1
     first = ((half + 1023) << 52).to(tl.float64, bitcast=True)
     second = ((exponent - half + 1023) << 52).to(tl.float64, bitcast=True)
-    return total * first * second
+    return total, r, first, second
+
+
+@triton.jit
+def _series(x):
+    if x.dtype == tl.float64:
+        return _series_float64(x)
+    else:
+        return _series_float32(x)
 
 
 @triton.jit
 def exp_nonpositive(x):
     """exp(x) for x <= 0; subnormal results are rounded once, NaN stays NaN."""
-    if x.dtype == tl.float64:
-        return _exp_float64(x)
-    else:
-        return _exp_float32(x)
+    series, r, first, second = _series(x)
+    return _horner(series, r, 1.0) * first * second
+
+
+@triton.jit
+def hyperbolic_tangent(x):
+    """(1 - e) / (1 + e) with e = exp(-2 |x|), without the cancellation of small x."""
+    series, r, first, second = _series(-2.0 * tl.abs(x))
+    power = first * second
+    below = tl.fma(power, r * series, power - 1.0)  # e - 1
+    magnitude = divide(-below, below + 2.0)
+    return tl.where(x < 0, -magnitude, magnitude)
 
 
 @triton.jit

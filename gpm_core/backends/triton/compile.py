@@ -25,6 +25,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gpm_core.backends import triton as ops
+from gpm_core.backends._chunked_linear_logprob import GRADIENTS, STATES, Options
 from gpm_core.backends.triton._launch import Launch, compiler_options, recording
 
 _POINTERS = {
@@ -155,6 +156,28 @@ def _embeddings(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     return calls
 
 
+def _logprobs(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
+    """What ``linear_logprob`` launches for a chunk: everything optional given, then nothing."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    logits, out = _empty(wide, 64, 2048), _empty(dtype, 64, 2048)
+    target = torch.empty(64, dtype=torch.int64, device="meta")
+    bias, pulled = _empty(wide, 2048), _empty(wide, 64, 512)
+    state, given = _empty(wide, 64, STATES), _empty(wide, 64, GRADIENTS)
+    calls: dict[str, Callable[[], Any]] = {}
+    for label, biases, options, results in (
+        ("", None, Options(1.0, None, False), (None, None)),
+        (", all", bias, Options(0.7, 30.0, True), (out, pulled)),
+    ):
+        arguments = (logits, 2048, target, biases, options)
+        calls[f"linear_logprob{label}"] = partial(
+            ops.linear_logprob_chunk, *arguments, state, *results
+        )
+        calls[f"linear_logprob_backward{label}"] = partial(
+            ops.linear_logprob_chunk_backward, *arguments, given, out
+        )
+    return calls
+
+
 def _matrices(dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     """Calls of the matrices: small ones side by side, tiles of large ones, wide embeddings."""
     calls: dict[str, Callable[[], Any]] = {}
@@ -180,7 +203,8 @@ def specializations(
     """Every kernel as representative calls of every operation launch it."""
     found = []
     for dtype in dtypes:
-        for name, call in {**_rows(dtype), **_embeddings(dtype), **_matrices(dtype)}.items():
+        calls = {**_rows(dtype), **_embeddings(dtype), **_logprobs(dtype), **_matrices(dtype)}
+        for name, call in calls.items():
             with recording() as launches:
                 call()
             for launch in launches:
