@@ -126,6 +126,22 @@ def test_a_gate_learns_which_block_a_prompt_calls_for() -> None:
     assert accuracy[1] > 0.85
 
 
+@pytest.mark.parametrize(("gate", "start"), [("softmax", 0.25), ("softplus", math.log(2))])
+def test_a_gate_does_not_slow_its_head_down(gate: str, start: float) -> None:
+    """A gate that stays where it starts is a temperature, and is trained as that temperature."""
+    features, chosen = transitive(40, 6)
+    rejected = chosen ^ 1
+    trained = []
+    for tau, kind in ((0.1, gate), (0.1 / start, None)):
+        torch.manual_seed(0)
+        head = PreferenceHead(6, 8, kind, tau=tau)  # type: ignore[arg-type]
+        # Prompts of zeros leave a gate's logits, and their gradient, at zero.
+        prompts = None if kind is None else torch.zeros(40, 6)
+        fit_head(head, features, chosen, rejected, prompts, settings=FitSettings(epochs=3))
+        trained.append(head.value_head.weight.detach())
+    torch.testing.assert_close(*trained, atol=1e-5, rtol=1e-4)
+
+
 def test_a_soft_target_of_zero_turns_a_pair_round() -> None:
     features, chosen = transitive(200, 6)
     turned, plain = BradleyTerryHead(6), BradleyTerryHead(6)

@@ -34,6 +34,7 @@ ORDER = (
     "evaluation.md",
     "ranking.md",
     "objectives.md",
+    "policy_training.md",
     "openrlhf.md",
     "distributed.md",
     "backends.md",

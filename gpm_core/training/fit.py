@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gpm_core.heads import PreferenceHead
 from gpm_core.losses import PreferenceLossOutput
 from gpm_core.training.loop import History, ParameterGroup, TrainingLoop
 from gpm_core.training.objective import (
@@ -141,12 +143,25 @@ def head_loop(
 def head_groups(head: Head, count: int, settings: FitSettings) -> list[ParameterGroup]:
     """The parameters of a head as :class:`FitSettings` says they are trained."""
     groups = []
+    divisor = head.tau / _initial_gate(head)
     for name, parameter in head.named_parameters():
         # A gate's logits are not divided by tau, those of all other parameters are.
-        tau = 1.0 if name.startswith("prompt_head.") else head.tau
+        tau = 1.0 if name.startswith("prompt_head.") else divisor
         is_weight = parameter.dim() >= 2
         penalty = settings.penalty * head.hidden_size / count / tau**2 if is_weight else 0.0
         groups.append(
             ParameterGroup({f"head.{name}": parameter}, settings.learning_rate * tau, penalty)
         )
     return groups
+
+
+def _initial_gate(head: Head) -> float:
+    """What a new gate multiplies each block with: a logit is lambda s / tau.
+
+    A softmax over k blocks starts at 1 / k, so that rates and penalties for s / tau would train a
+    gated head k times too slowly, and hold it back k^2 times too much. A hybrid's reward has no
+    gate.
+    """
+    if not isinstance(head, PreferenceHead) or head.gate is None:
+        return 1.0
+    return 2 / head.dim if head.gate == "softmax" else math.log(2)
