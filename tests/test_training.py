@@ -133,8 +133,9 @@ def test_a_gate_does_not_slow_its_head_down(gate: str, start: float) -> None:
     rejected = chosen ^ 1
     trained = []
     for tau, kind in ((0.1, gate), (0.1 / start, None)):
-        torch.manual_seed(0)
         head = PreferenceHead(6, 8, kind, tau=tau)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        torch.nn.init.normal_(head.value_head.weight, std=0.1)
         # Prompts of zeros leave a gate's logits, and their gradient, at zero.
         prompts = None if kind is None else torch.zeros(40, 6)
         fit_head(head, features, chosen, rejected, prompts, settings=FitSettings(epochs=3))
