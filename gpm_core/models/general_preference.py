@@ -14,12 +14,7 @@ from transformers.utils.generic import ModelOutput
 
 from gpm_core import ops
 from gpm_core.heads import _Head
-from gpm_core.losses import (
-    PreferenceLossOutput,
-    Temperature,
-    general_preference_loss,
-    regression_loss,
-)
+from gpm_core.losses import Temperature
 from gpm_core.models import checkpoints
 from gpm_core.models._batches import (
     check_lengths,
@@ -30,6 +25,7 @@ from gpm_core.models._batches import (
 )
 from gpm_core.models.backbone import pool
 from gpm_core.models.configuration import GeneralPreferenceConfig
+from gpm_core.models.pair_loss import configured_loss
 from gpm_core.models.standardization import Standardization
 from gpm_core.models.text_interface import TextInterface
 
@@ -282,10 +278,10 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         chosen, rejected = embeddings.to(wide).unbind(1)
         weights = None if scale is None else scale.to(wide)
-        loss, probability, _ = self._loss(
-            chosen,
-            rejected,
-            weights,
+        loss, probability, _ = configured_loss(
+            self.config,
+            self.config.tau if self.temperature is None else self.temperature(),
+            (chosen, rejected, weights),
             None if margin is None else margin.to(wide),
             None if labels is None else labels.to(wide),
         )
@@ -293,33 +289,6 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
             score = ops.score(chosen, rejected, weights)
         # A copy, not a view: FSDP2 hooks the backward pass onto outputs, and warns of views.
         return GeneralPreferenceOutput(loss, score, probability, embeddings.clone(), scale)
-
-    def _loss(
-        self,
-        chosen: Tensor,
-        rejected: Tensor,
-        scale: Tensor | None,
-        margin: Tensor | None,
-        labels: Tensor | None,
-    ) -> PreferenceLossOutput:
-        smoothing = self.config.label_smoothing
-        tau = self.config.tau if self.temperature is None else self.temperature()
-        if self.config.loss == "logistic":
-            return general_preference_loss(
-                chosen,
-                rejected,
-                scale,
-                margin=margin,
-                target=labels,
-                label_smoothing=smoothing,
-                tau=tau,
-            )
-        side = chosen.new_ones(len(chosen)) if labels is None else 2 * labels - 1
-        inverse = tau.reciprocal().mean() if isinstance(tau, Tensor) else 1 / tau
-        wanted = self.config.target_margin if margin is None else margin * inverse
-        # What is regressed on is data: a learned temperature must not move its own target.
-        goal = ((1 - smoothing) * side * wanted).detach()
-        return regression_loss(chosen, rejected, scale, target_margin=goal, tau=tau)
 
     def _embed_rows(
         self, ids: Tensor, mask: Tensor, lengths: Tensor | None, group: int
