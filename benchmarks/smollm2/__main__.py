@@ -19,7 +19,7 @@ from benchmarks.smollm2.heads import constant_part, last_states, study
 from benchmarks.smollm2.training import Setting, train_one
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data import PreferencePair, read_pairs
-from gpm_core.data.files import atomic_file, write_json
+from gpm_core.data.files import write_json
 from gpm_core.models import GeneralPreferenceModel
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -133,8 +133,6 @@ def _report(pairs: list[PreferencePair], cache: Path, output: Path, how: dict[st
         {"how": how, "machine": machine, "tuned": records, **studied},
     )
     text = "\n\n".join((report.table(records), report.study_table(studied["records"])))
-    with atomic_file(output / "smollm2-tables.md") as partial:
-        partial.write_text(text + "\n", encoding="utf-8")
     click.echo(text)
 
 
