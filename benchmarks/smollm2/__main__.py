@@ -68,7 +68,6 @@ def main(
     torch.set_num_threads(os.cpu_count() or 1)
     quiet_transformers()
     output.mkdir(parents=True, exist_ok=True)
-    (cache / "runs").mkdir(parents=True, exist_ok=True)
     pairs = read_pairs(data)
     how = {
         "layers": layers,
@@ -76,19 +75,35 @@ def main(
         "epochs": epochs,
         "batch_size": batch_size,
     }
+    how["max_length"] = max_length
+    # Named by what decides them, so that other settings never report these results.
+    runs = cache / "-".join(["runs", *(f"{value:g}" for value in how.values())])
+    studied = cache / f"study-{max_length}-{study_seeds}.json"
+    runs.mkdir(parents=True, exist_ok=True)
     if not report_only:
         backbone, tokenizer, frozen = _prepare(pairs, cache, max_length, layers)
-        _study(upper_decoder(backbone, frozen, layers), frozen, pairs, cache, study_seeds)
+        _study(upper_decoder(backbone, frozen, layers), frozen, pairs, studied, study_seeds)
         for seed in range(seeds):
             for setting in SETTINGS:
-                path = cache / "runs" / f"{_slug(setting.name)}-{seed}.json"
+                path = runs / f"{_slug(setting.name)}-{seed}.json"
                 if path.is_file():
                     continue
-                result = train_one(setting, backbone, tokenizer, frozen, pairs, seed=seed, **how)
+                result = train_one(
+                    setting,
+                    backbone,
+                    tokenizer,
+                    frozen,
+                    pairs,
+                    seed=seed,
+                    layers=layers,
+                    learning_rate=learning_rate,
+                    epochs=epochs,
+                    batch_size=batch_size,
+                )
                 write_json(path, result)
                 right = sum(score > 0 for score in result["score"]) / len(result["score"])
                 click.echo(f"{setting.name}, seed {seed}: {right:.3f}, {result['seconds']:.0f} s")
-    _report(pairs, cache, output, {**how, "max_length": max_length})
+    _report(pairs, runs, studied, output, how)
 
 
 def _prepare(
@@ -112,21 +127,22 @@ def _prepare(
 
 
 def _study(
-    upper: Any, frozen: FrozenStates, pairs: list[PreferencePair], cache: Path, seeds: int
+    upper: Any, frozen: FrozenStates, pairs: list[PreferencePair], path: Path, seeds: int
 ) -> None:
-    path = cache / "study.json"
     if not path.is_file():
         states = last_states(upper, frozen)
         records = study(states, pairs, seeds)
         write_json(path, {"records": records, "constant_part": constant_part(states)})
 
 
-def _report(pairs: list[PreferencePair], cache: Path, output: Path, how: dict[str, Any]) -> None:
-    runs = [json.loads(path.read_text()) for path in sorted((cache / "runs").glob("*.json"))]
+def _report(
+    pairs: list[PreferencePair], folder: Path, study_file: Path, output: Path, how: dict[str, Any]
+) -> None:
+    runs = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     order = {setting.name: i for i, setting in enumerate(SETTINGS)}
     runs.sort(key=lambda run: (order[run["setting"]], run["seed"]))
     records = report.summarize(runs, pairs)
-    studied = json.loads((cache / "study.json").read_text())
+    studied = json.loads(study_file.read_text())
     machine = {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()}
     write_json(
         output / "smollm2.json",
