@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpm_core import ops
+
 
 @dataclass(frozen=True)
 class RankedResponse:
@@ -25,7 +27,10 @@ class RankedResponse:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """All pairs of K responses: ``score`` and ``probability``, (K, K) float32 on the CPU."""
+    """All pairs of K responses: ``score`` and ``probability``, (K, K) float32 on the CPU.
+
+    Against M others (K, M), and then without means or a ranking.
+    """
 
     score: Tensor
     probability: Tensor
@@ -56,11 +61,73 @@ class GroupScores:
         return round(float(((wins @ wins) * wins.T).sum()) / 3)
 
 
+@dataclass(frozen=True)
+class GroupEmbeddings:
+    """K responses as a model sees them, from which its preferences follow, also of other groups.
+
+    Attributes:
+        embeddings: (K, d) float32.
+        scale: (d / 2,) float32, weight of each block for this prompt, or None for one.
+        tau: temperature of probabilities: a number, or (d / 2,) float32, one for each block.
+    """
+
+    embeddings: Tensor
+    scale: Tensor | None
+    tau: float | Tensor
+
+    def logit_scale(self) -> tuple[Tensor | None, float]:
+        """Scale and temperature that give P = sigmoid(s / tau) as operations take them.
+
+        A temperature for each block is a weight of each block.
+        """
+        if isinstance(self.tau, float):
+            return self.scale, self.tau
+        return (1 / self.tau if self.scale is None else self.scale / self.tau), 1.0
+
+    def against(self, others: Tensor) -> GroupScores:
+        """All pairs of these responses and M others to the prompt, embeddings (M, d): (K, M)."""
+        others = others.to(self.embeddings)
+        scale, tau = self.logit_scale()
+        return GroupScores(
+            ops.cross_score_matrix(self.embeddings, others, self.scale).cpu(),
+            ops.cross_probability_matrix(self.embeddings, others, scale, tau=tau).cpu(),
+        )
+
+    def scores(self) -> GroupScores:
+        """All pairs of these responses, (K, K)."""
+        scale, tau = self.logit_scale()
+        return GroupScores(
+            ops.score_matrix(self.embeddings, self.scale).cpu(),
+            ops.probability_matrix(self.embeddings, scale, tau=tau).cpu(),
+        )
+
+
 class GroupScoring:
     """Scores, probabilities and rankings of responses, from all pairs of a group.
 
     K responses are encoded once each, whatever is asked of them.
     """
+
+    def embed_groups(
+        self,
+        prompts: Sequence[Any],
+        responses: Sequence[Sequence[Any]],
+        *,
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Iterator[GroupEmbeddings]:
+        """Embeddings of each of N groups of responses, without gradients.
+
+        Args:
+            prompts: N prompts.
+            responses: N groups, K of them or another number to each prompt.
+            batch_size: texts per backbone pass.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: for a group without a response, or a number of prompts other than N.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not define embed_groups")
 
     def _score_many(
         self,
@@ -71,7 +138,9 @@ class GroupScoring:
         progress: bool = False,
     ) -> Iterator[GroupScores]:
         """All pairs within each of N groups, ``responses[i]`` to ``prompts[i]``."""
-        raise NotImplementedError(f"{type(self).__name__} does not define _score_many")
+        groups = self.embed_groups(prompts, responses, batch_size=batch_size, progress=progress)
+        for group in groups:
+            yield group.scores()
 
     def _group(self, prompt: Any, responses: Sequence[Any]) -> GroupScores:
         if not len(responses):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gpm_core.data.messages import Message, PromptLike, as_messages
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.models.backbone import TextBackbone
-from gpm_core.models.group_scores import GroupScores, GroupScoring
+from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
 from gpm_core.models.storage import (
     WEIGHTS,
     Head,
@@ -203,16 +203,36 @@ class PreferenceModel(GroupScoring, nn.Module):
         )
 
     @torch.no_grad()
-    def _score_many(
+    def embed_groups(
         self,
         prompts: Sequence[PromptLike],
         responses: Sequence[Sequence[str]],
         *,
-        batch_size: int,
+        batch_size: int = 32,
         progress: bool = False,
-    ) -> Iterator[GroupScores]:
+    ) -> Iterator[GroupEmbeddings]:
+        """Embeddings of each of N groups of responses, see :class:`GroupEmbeddings`.
+
+        Args:
+            prompts: N prompts.
+            responses: N groups of replies.
+            batch_size: texts per backbone pass.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: for a group without a response, or a number of prompts other than N.
+        """
+        if len(prompts) != len(responses):
+            raise ValueError(
+                f"there must be one prompt per group; got {len(prompts)} prompts and "
+                f"{len(responses)} groups"
+            )
+        if not all(len(some) for some in responses):
+            raise ValueError("each prompt needs at least one response; got a group without any")
         repeated = [p for p, some in zip(prompts, responses, strict=True) for _ in some]
         texts = [response for some in responses for response in some]
+        if not texts:
+            return
         raw = self.features(repeated, texts, batch_size=batch_size, progress=progress)
         hidden = self.standardize(raw.to(self.feature_mean.device))
         gates: list[Tensor | None] = [None] * len(prompts)
@@ -223,11 +243,12 @@ class PreferenceModel(GroupScoring, nn.Module):
         for some, gate in zip(responses, gates, strict=True):
             rows = hidden[start : start + len(some)]
             start += len(some)
-            with torch.no_grad():
-                yield GroupScores(
-                    self.head.score_matrix(rows, gate).float().cpu(),
-                    self.head.probability_matrix(rows, gate).float().cpu(),
-                )
+            scale = self.head.scale(gate)
+            yield GroupEmbeddings(
+                self.head.embed(rows).float(),
+                None if scale is None else scale.float(),
+                float(self.head.tau),
+            )
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All of the state that the backbone's own files do not hold, by state-dict name."""

@@ -11,7 +11,6 @@ from torch.distributed.tensor import DTensor
 from torch.func import functional_call
 from tqdm import tqdm
 
-from gpm_core import ops
 from gpm_core.models._batches import evaluating
 from gpm_core.models.conversations import (
     check_vocabulary,
@@ -23,7 +22,7 @@ from gpm_core.models.conversations import (
     resolve_text_format,
     rows_of_ids,
 )
-from gpm_core.models.group_scores import GroupScores, GroupScoring
+from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
 from gpm_core.models.text import Row
 
 
@@ -194,14 +193,30 @@ class TextInterface(GroupScoring):
             progress=progress,
         )
 
-    def _score_many(
+    def embed_groups(
         self,
         prompts: Sequence[Any],
         responses: Sequence[Sequence[Any]],
         *,
-        batch_size: int,
+        batch_size: int = 32,
         progress: bool = False,
-    ) -> Iterator[GroupScores]:
+    ) -> Iterator[GroupEmbeddings]:
+        """Embeddings of each of N groups of responses, see :class:`GroupEmbeddings`.
+
+        Args:
+            prompts: N prompts: texts, lists of messages, or None; or token ids.
+            responses: N groups of replies: texts; or token ids.
+            batch_size: conversations per backbone pass.
+            progress: show a progress bar on stderr.
+
+        Raises:
+            ValueError: for a group without a response, ``batch_size`` below 1, or as :meth:`rows`.
+        """
+        if len(prompts) != len(responses):
+            raise ValueError(
+                f"there must be one prompt per group; got {len(prompts)} prompts and "
+                f"{len(responses)} groups"
+            )
         if not all(len(some) for some in responses):
             raise ValueError("each prompt needs at least one response; got a group without any")
         repeated = [p for p, some in zip(prompts, responses, strict=True) for _ in some]
@@ -210,25 +225,17 @@ class TextInterface(GroupScoring):
             return
         embeddings, scale = self._encode(rows, batch_size, progress)
         learned = self._learned_tau()
+        tau: Any = self.config.tau if learned is None else learned
+        tau = tau if learned is not None and learned.dim() else float(tau)
         start = 0
         for some in responses:
             members = range(start, start + len(some))
             start += len(some)
-            values = embeddings[members.start : members.stop].float()
             weights = scale
             if scale is not None and scale.dim() == 2:
                 weights = scale[max(members, key=lambda i: (rows[i].prompt_length, -i))]
-            yield self._all_pairs(values, None if weights is None else weights.float(), learned)
-
-    @torch.no_grad()
-    def _all_pairs(
-        self, embeddings: Tensor, scale: Tensor | None, learned: Tensor | None
-    ) -> GroupScores:
-        score = ops.score_matrix(embeddings, scale)
-        tau = self.config.tau
-        if learned is not None:
-            if learned.dim() == 0:
-                tau = learned.item()
-            else:
-                scale, tau = (1 / learned if scale is None else scale / learned), 1.0
-        return GroupScores(score.cpu(), ops.probability_matrix(embeddings, scale, tau=tau).cpu())
+            yield GroupEmbeddings(
+                embeddings[members.start : members.stop].float(),
+                None if weights is None else weights.float(),
+                tau,
+            )
