@@ -17,6 +17,8 @@ from gpm_core.evaluation.intransitivity import (
     count_cycles,
     transitive_part,
 )
+from gpm_core.evaluation.iterates import IterateComparison, compare_iterates
+from gpm_core.evaluation.iterates_report import iterates_markdown, write_iterates_report
 from gpm_core.evaluation.length import LengthBias, measure_length_bias
 from gpm_core.evaluation.metrics import (
     ReliabilityBin,
@@ -40,6 +42,7 @@ __all__ = [
     "EvaluationReport",
     "GroupScorer",
     "Intransitivity",
+    "IterateComparison",
     "LabelledGroup",
     "LabelledPair",
     "LengthBias",
@@ -52,9 +55,11 @@ __all__ = [
     "SubsetResult",
     "TiesResult",
     "calibration_error",
+    "compare_iterates",
     "count_cycles",
     "evaluate",
     "idealized_ranking_accuracy",
+    "iterates_markdown",
     "mean_interval",
     "measure_length_bias",
     "measure_pairs",
@@ -63,6 +68,7 @@ __all__ = [
     "reliability",
     "transitive_part",
     "wilson_interval",
+    "write_iterates_report",
 ]
 
 del numpy, scipy
