@@ -1,68 +1,21 @@
-"""The one registry of what is timed: inputs, contenders, targets."""
+"""The one registry of what is timed: inputs, contenders, targets. Here those of the operations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache, partial
-from importlib.util import find_spec
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import objective_shapes, peers
+from benchmarks.rows import OURS, PEERS, Contenders, Row, compiled, installed, unit
 from gpm_core import ops
 
-OURS = "gpm_core"
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table: contenders by name, each a call without arguments."""
-
-    name: str
-    #: () -> name -> call; called once, so that inputs are made when needed and shared
-    make: Callable[[], dict[str, Callable[[], Any]]]
-    #: contender -> the ratio (its time / ours) that is aimed at
-    targets: dict[str, float]
-    #: contenders whose result must agree with ours before anything is timed
-    checked: tuple[str, ...]
-    #: those of them that are left out where their package is not installed: name -> package
-    optional: dict[str, str] = field(default_factory=dict)
-    rounds: int = 51
-    repeats: int = 1
-    tolerance: dict[str, float] = field(default_factory=lambda: {"rtol": 1e-3, "atol": 1e-5})
-
-    @property
-    def differentiates(self) -> bool:
-        """Whether gradients are a part of it."""
-        return "backward" in self.name
-
-    def missing(self) -> dict[str, str]:
-        """Contenders that are not here, and the package that they need."""
-        return {name: package for name, package in self.optional.items() if not installed(package)}
-
-
-@cache
-def installed(package: str) -> bool:
-    return find_spec(package) is not None
-
-
-@cache
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """``torch.compile`` for fixed shapes, one for each function."""
-    return torch.compile(function, dynamic=False)
-
-
-def _unit(*shape: int) -> Tensor:
-    return torch.nn.functional.normalize(
-        torch.randn(shape, generator=torch.Generator().manual_seed(0)), dim=-1
-    )
-
-
-def _matrix(*shape: int) -> dict[str, Callable[[], Any]]:
-    v = _unit(*shape)
+def _matrix(*shape: int) -> Contenders:
+    v = unit(*shape)
     return {
         OURS: partial(ops.probability_matrix, v),
         "eager": partial(peers.eager_probability_matrix, v),
@@ -70,13 +23,13 @@ def _matrix(*shape: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _large_matrix(size: int) -> dict[str, Callable[[], Any]]:
+def _large_matrix(size: int) -> Contenders:
     return {**_matrix(size, 8), "torch.full": partial(torch.full, (size, size), 1.0)}
 
 
-def _matrix_into(size: int) -> dict[str, Callable[[], Any]]:
+def _matrix_into(size: int) -> Contenders:
     contenders, out = _matrix(size, 8), torch.empty(size, size)
-    v = _unit(size, 8)
+    v = unit(size, 8)
     return {
         **contenders,
         OURS: partial(ops.probability_matrix, v, out=out),
@@ -91,8 +44,8 @@ def _training_step(
     return torch.autograd.grad(losses.mean(), (chosen, rejected))
 
 
-def _loss(batch: int) -> dict[str, Callable[[], Any]]:
-    chosen, rejected = (_unit(2 * batch, 6)[i::2].clone().requires_grad_() for i in (0, 1))
+def _loss(batch: int) -> Contenders:
+    chosen, rejected = (unit(2 * batch, 6)[i::2].clone().requires_grad_() for i in (0, 1))
     contenders = {
         OURS: ops.preference_loss,
         "paper": peers.paper_preference_loss,
@@ -102,7 +55,7 @@ def _loss(batch: int) -> dict[str, Callable[[], Any]]:
     return {name: partial(_training_step, f, chosen, rejected) for name, f in contenders.items()}
 
 
-def _embedding(batch: int, length: int, size: int) -> dict[str, Callable[[], Any]]:
+def _embedding(batch: int, length: int, size: int) -> Contenders:
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn((batch, length, size), generator=generator)
     weight = torch.randn((8, size), generator=generator) / size**0.5
@@ -118,7 +71,7 @@ def _embedding(batch: int, length: int, size: int) -> dict[str, Callable[[], Any
 _LIBRARIES = {"TRL": "trl", "Liger": "liger_kernel"}
 
 
-def logprob_step(trained: bool) -> dict[str, Callable[[], Any]]:
+def logprob_step(trained: bool) -> Contenders:
     """Gradients of sum(weight of its sequence * log-probability) over the tokens of 8 sequences.
 
     Cut-cross-entropy is not among the contenders: what it is about runs on GPUs only.
@@ -155,7 +108,6 @@ def logprob_step(trained: bool) -> dict[str, Callable[[], Any]]:
     }
 
 
-_PEERS = ("eager", "torch.compile")
 _EVERYDAY = {"eager": 5.0, "torch.compile": 3.0}
 
 ROWS = [
@@ -163,37 +115,37 @@ ROWS = [
         "probability_matrix, 1024 prompts x K = 16",
         partial(_matrix, 1024, 16, 8),
         _EVERYDAY,
-        _PEERS,
+        PEERS,
         repeats=5,
     ),
-    Row("probability_matrix, K = 1024", partial(_matrix, 1024, 8), _EVERYDAY, _PEERS, repeats=2),
-    Row("probability_matrix, K = 2048", partial(_matrix, 2048, 8), _EVERYDAY, _PEERS),
+    Row("probability_matrix, K = 1024", partial(_matrix, 1024, 8), _EVERYDAY, PEERS, repeats=2),
+    Row("probability_matrix, K = 2048", partial(_matrix, 2048, 8), _EVERYDAY, PEERS),
     Row(
         "probability_matrix, K = 4096",
         partial(_large_matrix, 4096),
         {"torch.full": 1 / 1.3},
-        _PEERS,
+        PEERS,
         rounds=15,
     ),
     Row(
         "probability_matrix, K = 8192",
         partial(_large_matrix, 8192),
         {"torch.full": 1 / 1.3},
-        _PEERS,
+        PEERS,
         rounds=7,
     ),
     Row(
         "probability_matrix(out=), K = 4096",
         partial(_matrix_into, 4096),
         {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
-        _PEERS,
+        PEERS,
         rounds=15,
     ),
     Row(
         "probability_matrix(out=), K = 8192",
         partial(_matrix_into, 8192),
         {"fill_": 1 / 2, "torch.compile": 5.0, "eager": 10.0},
-        _PEERS,
+        PEERS,
         rounds=7,
     ),
     *(
@@ -218,7 +170,7 @@ ROWS = [
             f"linear_logprob, forward + backward, N = 2048, H = 576, V = 49152, {label}",
             partial(logprob_step, trained),
             {"eager": target},
-            (*_PEERS, *_LIBRARIES),
+            (*PEERS, *_LIBRARIES),
             _LIBRARIES,
             rounds=5,
         )
@@ -227,12 +179,5 @@ ROWS = [
             (False, "projection frozen", 1 / 0.8),
         )
     ),
+    *objective_shapes.ROWS,
 ]
-
-
-def check(row: Row, contenders: dict[str, Callable[[], Any]]) -> None:
-    """A speed is worth nothing on a wrong result: the peers must agree with us first."""
-    with torch.set_grad_enabled(row.differentiates):
-        expected = contenders[OURS]()
-        for name in (name for name in row.checked if name in contenders):
-            torch.testing.assert_close(contenders[name](), expected, **row.tolerance)

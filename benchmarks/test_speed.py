@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.shapes import ROWS, Row, check
+from benchmarks.rows import Row, check
+from benchmarks.shapes import ROWS
 
 NAMES = {row.name: sorted([*row.checked, "gpm_core", *row.targets]) for row in ROWS}
 

@@ -137,6 +137,7 @@ def test_two_processes_are_one(folder: Path, way: str, kind: str, options: dict[
 def test_all_parameters_in_one_group(folder: Path) -> None:
     losses, model = train_alone(batches())
     assert_same(folder, "fsdp2_torch", losses, model)
+    assert not (folder / "two" / "nothing").exists(), "the other process must write nothing"
     matrix = model.eval().preference_matrix([1, 5], [[7, 2], [8, 9, 2]])
     for result in results(folder, "fsdp2_torch"):
         torch.testing.assert_close(torch.tensor(result["matrix"]), matrix, **TOLERANCE)

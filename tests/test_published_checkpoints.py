@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,12 @@ def messages(prompt: Any) -> list[dict[str, str]]:
 
 def conversations(prompt: Any) -> list[list[dict[str, str]]]:
     return [[*messages(prompt), {"role": "assistant", "content": reply}] for reply in REPLIES]
+
+
+def rewrite(folder: Path, change: Any, file: str = "model.safetensors") -> None:
+    tensors = load_file(folder / file)
+    change(tensors)
+    save_file(tensors, folder / file, {"format": "pt"})
 
 
 def check(model: GeneralPreferenceModel, folder: Path, prompt: Any, **options: Any) -> None:
@@ -106,10 +114,55 @@ def test_sharded_and_gateless_checkpoints(
     tmp_path: Path, kind: str, shards: int, gate: bool
 ) -> None:
     save_published(tmp_path, kind, blocks=2, gate=gate, shards=shards)
-    model = load_model(tmp_path)
+    with nullcontext() if gate else pytest.warns(UserWarning, match="without a gate"):
+        model = load_model(tmp_path)
     assert isinstance(model, GeneralPreferenceModel)
     assert (model.config.dim, model.config.gate) == (4, "softmax" if gate else None)
     check(model, tmp_path, PROMPT)
+
+
+def test_a_lost_gate_is_told_of(tmp_path: Path) -> None:
+    """The layout says nothing of a gate: whoever knows says it, and is not warned."""
+    folder = save_published(tmp_path, "llama", gate=False)
+    with pytest.warns(
+        UserWarning, match=r"gate=None if it was not, gate='softmax' if it was"
+    ) as told:
+        GeneralPreferenceModel.from_pretrained(folder)
+    assert [Path(one.filename).name for one in told] == [Path(__file__).name], (
+        "at the caller's line"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert GeneralPreferenceModel.from_pretrained(folder, gate=None).config.gate is None
+        with pytest.raises(ValueError, match=r"lacks the weights head\.prompt_head\.weight"):
+            GeneralPreferenceModel.from_pretrained(folder, gate="softmax")
+        whole = save_published(tmp_path / "whole", "llama")
+        assert GeneralPreferenceModel.from_pretrained(whole).config.gate == "softmax"
+        with pytest.raises(ValueError, match=r"head\.prompt_head\.weight, of which"):
+            GeneralPreferenceModel.from_pretrained(whole, gate=None)
+
+
+def test_a_gate_of_one_block_is_one(tmp_path: Path) -> None:
+    """The softmax of one number: with it or without it, it is the same model."""
+    folder = save_published(tmp_path, "llama", blocks=1)
+    gated = GeneralPreferenceModel.from_pretrained(folder).score_matrix(PROMPT, REPLIES)
+    rewrite(folder, lambda tensors: tensors.pop("prompt_head.weight"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = GeneralPreferenceModel.from_pretrained(folder)
+    assert model.config.gate is None
+    torch.testing.assert_close(model.score_matrix(PROMPT, REPLIES), gated)
+
+
+def test_a_shard_without_what_its_index_promises(tmp_path: Path) -> None:
+    folder = save_published(tmp_path, "llama", shards=2)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    file = index["weight_map"]["prompt_head.weight"]
+    rewrite(folder, lambda tensors: tensors.pop("prompt_head.weight"), file)
+    with pytest.raises(
+        ValueError, match=f"prompt_head.weight, which .*index.json promises in.*{file}"
+    ):
+        GeneralPreferenceModel.from_pretrained(folder)
 
 
 def test_half_precision(tmp_path: Path) -> None:
@@ -152,12 +205,6 @@ def test_saved_again_it_reads_texts_the_same_way(folder: Path, tmp_path: Path) -
     assert torch.equal(plain.head.value_head.weight, model.head.value_head.weight)
     again = GeneralPreferenceModel.from_pretrained(tmp_path, text_format="plain")
     assert torch.equal(again.embed([PROMPT], ["w5"]), plain.embed([PROMPT], ["w5"]))
-
-
-def rewrite(folder: Path, change: Any) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def test_published_layout_round_trip(tmp_path: Path, gate: str | None, dtype: to
     save_published_layout(model, folder)
     config = json.loads((folder / "config.json").read_text())
     assert (config["architectures"], config["model_type"]) == (["CustomRewardModel"], "llama")
+    assert config["add_prompt_head"] is (gate is not None)
     assert config["dtype"] == str(dtype).removeprefix("torch.")
     stored = load_file(folder / "model.safetensors")
     heads = {k: tuple(v.shape) for k, v in stored.items() if not k.startswith("model.")}
@@ -54,6 +56,27 @@ def test_published_layout_round_trip(tmp_path: Path, gate: str | None, dtype: to
     assert all(torch.equal(again[name], stored[name]) for name in stored)
     save_published_layout(model, tmp_path / "other", is_main_process=False)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("gate", [None, "softmax"])
+def test_published_layout_misses_its_gate(tmp_path: Path, gate: str | None) -> None:
+    save_published_layout(adapter(gate=gate, **PUBLISHED), tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = GeneralPreferenceModel.from_pretrained(str(tmp_path))
+    assert model.config.gate == gate
+    assert not hasattr(model.config.backbone_config, "add_prompt_head")
+    tensors = load_file(tmp_path / "model.safetensors")
+    if gate is None:
+        tensors["prompt_head.weight"] = torch.ones(3, HIDDEN)
+    else:
+        del tensors["prompt_head.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    said, found = ("false", "there all the same") if gate is None else ("true", "missing")
+    with pytest.raises(
+        ValueError, match=f"add_prompt_head: {said}, .*prompt_head.weight is {found}"
+    ):
+        GeneralPreferenceModel.from_pretrained(str(tmp_path))
 
 
 def test_published_layout_from_a_gathered_state_dict(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ COMMANDS = {
     "eval": "Evaluate a model on pairs or on RewardBench's files.",
     "score": "Score all pairs of responses with a trained model.",
     "rank": "Rank responses, and say where preferences are cyclic.",
+    "gpo": "Align a language model with a preference model, by iterations.",
+    "policies": "Compare the iterates of several runs of gpo.",
     "check": "Report what is wrong or odd in a data file, by line.",
     "compare": "Compare kinds of heads on the same pairs.",
     "demo": "Learn cyclic preferences, align a policy to them, draw both.",

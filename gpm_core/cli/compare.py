@@ -11,21 +11,31 @@ import click
 from gpm_core.cli.options import (
     backbone_options,
     build_backbone,
+    build_data,
+    data_options,
     fit_options,
     quiet_transformers,
 )
 from gpm_core.data.files import check_writable, write_json
-from gpm_core.data.reading import read_pairs
-from gpm_core.training.comparing import HEADS, compare
+from gpm_core.training.comparing import HEADS, PAIR_HEAD, compare
 from gpm_core.training.settings import FitSettings
 
 
 @click.command(short_help="Compare kinds of heads on the same pairs.")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data")
+@data_options
 @click.option(
     "--seeds", type=click.IntRange(min=1), default=5, show_default=True, help="Seeds 0, 1, ..."
 )
 @click.option("--dim", type=int, default=8, show_default=True, help="Width of embeddings, even.")
+@click.option(
+    "--learn-tau", type=click.Choice(["one", "per_block"]), help="Learn the heads' temperatures."
+)
+@click.option(
+    "--pair",
+    is_flag=True,
+    help="Also the baseline that scores two responses together, K^2 times for K of them.",
+)
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="Also write all numbers as JSON."
 )
@@ -38,9 +48,11 @@ from gpm_core.training.settings import FitSettings
 @backbone_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress bars.")
 def command(
-    data: Path,
+    data: str,
+    eval_data: str | None,
     seeds: int,
     dim: int,
+    pair: bool,
     output: Path | None,
     features: Path | None,
     quiet: bool,
@@ -48,24 +60,32 @@ def command(
 ) -> None:
     """Train Bradley-Terry, general and hybrid heads on the same features of DATA.
 
-    Each seed divides DATA by prompt anew. Prints a Markdown table: held-out accuracy is the mean
-    over seeds and its 95 % t-interval.
+    DATA is a file, a folder or the name of a data set of the hub, as for train. Each seed divides
+    it by prompt anew, unless --eval-data or --eval-split say what is held out. Prints a Markdown
+    table: held-out accuracy is the mean over seeds and its 95 % t-interval; "evaluations" is how
+    often the head is evaluated for all pairs of K responses.
     """
     quiet_transformers()
     backbone = build_backbone(values)
     fraction = values.pop("heldout_fraction")
+    source = build_data(values)
+    learn_tau = values.pop("learn_tau")
     fit = FitSettings(**values)
-    heads = {name: replace(head, dim=dim) for name, head in HEADS.items()}
+    heads = {
+        name: replace(head, dim=dim, learn_tau=learn_tau)
+        for name, head in {**HEADS, **(PAIR_HEAD if pair else {})}.items()
+    }
     for folder in (None if output is None else output.parent, features):
         if folder is not None:
             check_writable(folder)
-    pairs = read_pairs(data)
+    pairs, heldout = source.read(data, eval_data)
     result = compare(
         pairs,
         seeds=range(seeds),
         heads=heads,
         backbone=backbone,
         fit=fit,
+        heldout=heldout,
         heldout_fraction=fraction,
         cache=features,
         progress=not quiet,
@@ -73,7 +93,8 @@ def command(
     if output is not None:
         write_json(output, result.as_dict())
     click.echo(result.markdown())
+    share = f"{fraction:.0%} held out by prompt" if heldout is None else f"{len(heldout)} held out"
     click.echo(
-        f"\n{result.pairs} pairs, {fraction:.0%} held out by prompt, {seeds} seeds; features took "
+        f"\n{result.pairs} pairs, {share}, {seeds} seeds; features took "
         f"{result.feature_seconds:.0f} s, seconds are per training"
     )

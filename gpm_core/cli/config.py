@@ -12,14 +12,17 @@ import yaml
 
 from gpm_core.training.tuning import trainer_fields
 
-#: TRL's names of what has another name here.
+#: TRL's names of what has another name here, that of the first that a command has.
 _ALIASES = {
-    "model_name_or_path": "backbone",
-    "dataset_name": "data",
-    "output_dir": "output",
-    "dataset_train_split": "split",
-    "dataset_test_split": "eval_split",
-    "lora_r": "lora_rank",
+    "model_name_or_path": ("backbone", "policy"),
+    "reward_model_path": ("judge",),
+    "dataset_name": ("data", "prompts"),
+    "output_dir": ("output",),
+    "dataset_train_split": ("split",),
+    "dataset_test_split": ("eval_split",),
+    "lora_r": ("lora_rank",),
+    "num_generations": ("responses",),
+    "max_completion_length": ("max_new_tokens",),
 }
 #: Where fields of the trainer, from the file and from flags, wait for the command to ask for them.
 _FILE = "gpm_core.trainer.file"
@@ -45,20 +48,25 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     if not isinstance(values, dict):
         raise click.BadParameter(f"{path}: expected 'option: value' lines")
     names = {name for p in context.command.params if (name := p.name) not in (None, "config")}
+    command: Any = context.command
+    fields = command.trainer_fields()
     defaults: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
     for key, value in values.items():
-        name = _ALIASES.get(str(key).replace("-", "_"), str(key).replace("-", "_"))
+        name = str(key).replace("-", "_")
+        name = next((alias for alias in _ALIASES.get(name, ()) if alias in names), name)
         if name == "use_peft":
             name, value = "tune", "lora" if value else "full"
-        if name == "cycle" and isinstance(value, list):
+        if name in ("cycle", "criteria") and isinstance(value, list):
             value = ",".join(map(str, value))
+        if name == "criteria_weights" and isinstance(value, dict):
+            value = ",".join(f"{criterion}={weight}" for criterion, weight in value.items())
         if name in names:
             defaults[name] = value
-        elif name in trainer_fields():
+        elif name in fields:
             trainer[name] = value
         else:
-            close = difflib.get_close_matches(name, [*map(str, names), *trainer_fields()], 1)
+            close = difflib.get_close_matches(name, [*map(str, names), *fields], 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.BadParameter(f"{path}: unknown option {key!r}{hint}")
     context.default_map = {**(context.default_map or {}), **defaults}
@@ -81,6 +89,11 @@ def _parsed(text: str) -> Any:
 class TrainerCommand(click.Command):
     """A command that also takes every field of the trainer as an option, ``--field VALUE``."""
 
+    @staticmethod
+    def trainer_fields() -> frozenset[str]:
+        """Names of the fields of the trainer's configuration."""
+        return trainer_fields()
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As ``click.Command``, after what belongs to the trainer was taken out."""
         own = {flag for parameter in self.params for flag in parameter.opts} | {"--help"}
@@ -92,7 +105,7 @@ class TrainerCommand(click.Command):
             flag, joined, value = argument.partition("=")
             name = flag.removeprefix("--").replace("-", "_")
             # TRL takes seconds to import: only where a flag is not our own.
-            if not flag.startswith("--") or flag in own or name not in trainer_fields():
+            if not flag.startswith("--") or flag in own or name not in self.trainer_fields():
                 rest.append(argument)
                 continue
             if not joined:

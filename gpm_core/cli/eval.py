@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
+from gpm_core.cli.criteria import criteria_options, load_weighed
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import check_writable
 from gpm_core.data.pairs import PreferencePair
 from gpm_core.data.reading import read_pairs
 from gpm_core.evaluation import EvaluationData, evaluate, read_evaluation
 from gpm_core.evaluation.reading import KINDS, Kind
-from gpm_core.models import load_model
 from gpm_core.training.sources import DataOptions
 
 
@@ -66,6 +66,7 @@ from gpm_core.training.sources import DataOptions
     show_default=True,
     help="Of the intervals.",
 )
+@criteria_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress bar.")
 def command(
     model: str,
@@ -81,6 +82,8 @@ def command(
     seed: int,
     bootstrap_samples: int,
     confidence: float,
+    criterion: str | None,
+    criteria_weights: str | None,
     quiet: bool,
 ) -> None:
     """Evaluate MODEL, the folder or hub name of a preference model, on FILE and print the report.
@@ -90,6 +93,9 @@ def command(
     "rejected" are lists of texts); or a folder or the name of a data set of the hub, of pairs. With
     --ratings or --cycle, it is responses with ratings. The report has accuracies with intervals,
     calibration, cycles, and length bias.
+
+    A MODEL of several criteria is evaluated by the one preference that they make; by one of them
+    with --criterion, as with --ratings of the same name.
     """
     quiet_transformers()
     # Mistakes in files and folders show before the model is loaded.
@@ -97,7 +103,7 @@ def command(
     train_pairs = None if train_data is None else read_pairs(train_data)
     check_writable(output)
     report = evaluate(
-        load_model(model, device=device),
+        load_weighed(model, device, criterion, criteria_weights),
         data,
         train_pairs=train_pairs,
         batch_size=batch_size,

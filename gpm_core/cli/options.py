@@ -8,12 +8,34 @@ from typing import Any, TypeVar
 
 import click
 
+from gpm_core.cli.criteria import parse_names
 from gpm_core.training.options import BackboneOptions
-from gpm_core.training.settings import FitSettings
+from gpm_core.training.settings import LOSSES, FitSettings
+from gpm_core.training.sources import DataOptions
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 _DEFAULTS = FitSettings()
+
+
+def data_options(function: Function) -> Function:
+    """What DATA are, and what is held out."""
+    options = (
+        click.option("--eval-data", help="Held-out pairs [default: a share of DATA]."),
+        click.option("--split", help="Of a folder or a data set of the hub, as train."),
+        click.option("--eval-split", help="The same of --eval-data, or without it of DATA."),
+        click.option(
+            "--ratings",
+            metavar="CRITERION",
+            help="DATA are responses with ratings: pairs by this criterion, or the 'mean' of all.",
+        ),
+        click.option(
+            "--cycle",
+            metavar="CRITERIA",
+            help="DATA are responses with ratings: cyclic pairs over these criteria, as 'a,b,c'.",
+        ),
+    )
+    return _apply(options, function)
 
 
 def backbone_options(function: Function) -> Function:
@@ -73,6 +95,20 @@ def fit_options(function: Function) -> Function:
         click.option(
             "--label-smoothing", type=float, default=_DEFAULTS.label_smoothing, show_default=True
         ),
+        click.option(
+            "--loss",
+            type=click.Choice(LOSSES),
+            default=_DEFAULTS.loss,
+            show_default=True,
+            help="Cross-entropy of the probability, or regression of the logit.",
+        ),
+        click.option(
+            "--target-margin",
+            type=float,
+            default=_DEFAULTS.target_margin,
+            show_default=True,
+            help="Of --loss regression: what a pair's logit is to be.",
+        ),
         click.option("--gradient-clip", type=float, help="Largest norm of the gradient."),
         click.option(
             "--heldout-fraction",
@@ -90,6 +126,18 @@ def build_backbone(values: dict[str, Any]) -> BackboneOptions:
     names = ("pooling", "view", "max_length", "encode_batch_size", "device")
     taken = {name: values.pop(name) for name in names}
     return BackboneOptions(name=values.pop("backbone"), **taken)
+
+
+def build_data(values: dict[str, Any]) -> DataOptions:
+    """The options of :func:`data_options` but ``eval_data``, and ``criteria`` if there are any,
+    taken from values.
+    """
+    names = ("split", "eval_split", "ratings")
+    return DataOptions(
+        **{name: values.pop(name) for name in names},
+        cycle=parse_names(values.pop("cycle")),
+        criteria=parse_names(values.pop("criteria", None)),
+    )
 
 
 def quiet_transformers() -> None:

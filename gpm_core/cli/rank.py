@@ -10,6 +10,7 @@ from typing import Any
 import click
 from tabulate import tabulate
 
+from gpm_core.cli.criteria import criteria_options, load_weighed
 from gpm_core.cli.inference import inference_options, opened, score_in_parts
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import check_writable
@@ -17,7 +18,6 @@ from gpm_core.data.messages import as_messages
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.data.reading import read_groups
 from gpm_core.models.group_scores import GroupScores
-from gpm_core.models.loading import load_model
 
 #: Width of the column of responses in the table.
 _COLUMN = 60
@@ -31,6 +31,7 @@ _COLUMN = 60
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="JSON lines [default: to stdout]."
 )
+@criteria_options
 @inference_options
 def command(
     model: str,
@@ -40,6 +41,8 @@ def command(
     output: Path | None,
     encode_batch_size: int,
     device: str,
+    criterion: str | None,
+    criteria_weights: str | None,
     quiet: bool,
 ) -> None:
     """Rank the responses of each line of FILE, or those of --prompt, with MODEL.
@@ -56,7 +59,7 @@ def command(
     groups = _groups(file, prompt, responses)
     if output is not None:
         check_writable(output.parent)
-    loaded = load_model(model, device=device)
+    loaded = load_weighed(model, device, criterion, criteria_weights)
     scored = score_in_parts(loaded, groups, encode_batch_size, not quiet and file is not None)
     if file is None and output is None:
         for group, scores in scored:

@@ -8,13 +8,13 @@ from typing import Any
 
 import click
 
+from gpm_core.cli.criteria import criteria_options, load_weighed
 from gpm_core.cli.inference import inference_options, opened, score_in_parts
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import atomic_file, check_writable, write_json
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.data.reading import read_groups
 from gpm_core.models.group_scores import GroupScores
-from gpm_core.models.loading import load_model
 from gpm_core.models.storage import save_tensors
 
 
@@ -29,6 +29,7 @@ from gpm_core.models.storage import save_tensors
     type=click.Path(path_type=Path),
     help="Also write each line's K x K probabilities, to a .safetensors or .json file.",
 )
+@criteria_options
 @inference_options
 def command(
     model: str,
@@ -37,6 +38,8 @@ def command(
     matrix: Path | None,
     encode_batch_size: int,
     device: str,
+    criterion: str | None,
+    criteria_weights: str | None,
     quiet: bool,
 ) -> None:
     """Score the responses of each line of FILE with MODEL.
@@ -46,12 +49,13 @@ def command(
     A line has "responses" (a list of texts) and perhaps "prompt", or is a pair with "chosen" and
     "rejected" (in this order). For each line, the output has "line", "ranking" (positions, the best
     first), and for each response "mean_probability" (of being preferred to the others) and
-    "mean_score".
+    "mean_score". Of a model of several criteria, these are of the one preference that they make,
+    and "criteria" has the means of each.
     """
     quiet_transformers()
     _check_outputs(output, matrix)
     groups = read_groups(file)
-    loaded = load_model(model, device=device)
+    loaded = load_weighed(model, device, criterion, criteria_weights)
     scored = score_in_parts(loaded, groups, encode_batch_size, not quiet)
     matrices: dict[str, Any] = {}
     with opened(output) as stream:
@@ -72,13 +76,15 @@ def _check_outputs(output: Path | None, matrix: Path | None) -> None:
 
 
 def _record(group: ResponseGroup, scores: GroupScores) -> dict[str, Any]:
+    record = {"line": group.line, "ranking": scores.ranking(), **_means(scores)}
+    if scores.criteria:
+        record["criteria"] = {name: _means(each) for name, each in scores.criteria.items()}
+    return record
+
+
+def _means(scores: GroupScores) -> dict[str, list[float]]:
     probability, score = scores.means()
-    return {
-        "line": group.line,
-        "ranking": scores.ranking(),
-        "mean_probability": probability.tolist(),
-        "mean_score": score.tolist(),
-    }
+    return {"mean_probability": probability.tolist(), "mean_score": score.tolist()}
 
 
 def _write_matrices(path: Path, matrices: dict[str, Any]) -> None:

@@ -11,9 +11,12 @@ import click
 from click.core import ParameterSource
 
 from gpm_core.cli.config import TrainerCommand, read_config, trainer_arguments
+from gpm_core.cli.criteria import parse_weights
 from gpm_core.cli.options import (
     backbone_options,
     build_backbone,
+    build_data,
+    data_options,
     fit_options,
     quiet_transformers,
 )
@@ -21,7 +24,6 @@ from gpm_core.training import tuning
 from gpm_core.training.options import HEAD_KINDS, HeadOptions, RunOptions
 from gpm_core.training.run import train
 from gpm_core.training.settings import FitSettings
-from gpm_core.training.sources import DataOptions
 from gpm_core.training.tuning import TuneOptions
 
 _DEFAULTS = FitSettings()
@@ -34,6 +36,12 @@ _TRAINER_NAMES = {
     "init": "init",
     "tau": "tau",
     "learn_tau": "learn_tau",
+    "scalar_weight": "scalar_weight",
+    "cyclic_weight": "cyclic_weight",
+    "clip": "clip",
+    "loss": "loss",
+    "criteria_mode": "criteria_mode",
+    "target_margin": "target_margin",
     "pooling": "pooling",
     "max_length": "max_sequence_length",
     "epochs": "num_train_epochs",
@@ -46,7 +54,7 @@ _TRAINER_NAMES = {
 }
 #: Options that mean nothing where a language model is trained, and the other way round.
 _FEATURES_ONLY = ("view", "penalty", "device")
-_TUNE_ONLY = ("learn_tau", "layers", "lora_rank", "lora_alpha", "lora_dropout", "gguf_file")
+_TUNE_ONLY = ("layers", "lora_rank", "lora_alpha", "lora_dropout", "gguf_file")
 
 
 @click.command(cls=TrainerCommand, short_help="Train a preference model on pairs.")
@@ -65,18 +73,11 @@ _TUNE_ONLY = ("learn_tau", "layers", "lora_rank", "lora_alpha", "lora_dropout", 
     type=click.Path(path_type=Path),
     help="Folder of the run: model, metrics, plots, checkpoints.",
 )
-@click.option("--eval-data", help="Held-out pairs [default: a share of DATA].")
-@click.option("--split", help="Of a folder or a data set of the hub, as train.")
-@click.option("--eval-split", help="The same of --eval-data, or without it of DATA.")
+@data_options
 @click.option(
-    "--ratings",
-    metavar="CRITERION",
-    help="DATA are responses with ratings: pairs by this criterion, or the 'mean' of all.",
-)
-@click.option(
-    "--cycle",
+    "--criteria",
     metavar="CRITERIA",
-    help="DATA are responses with ratings: cyclic pairs over these criteria, as 'a,b,c'.",
+    help="DATA are responses with ratings: a model of all these criteria, as 'helpful,honest'.",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --output, if there is one.")
 @click.option(
@@ -92,7 +93,26 @@ _TUNE_ONLY = ("learn_tau", "layers", "lora_rank", "lora_alpha", "lora_dropout", 
 @click.option("--gate", type=click.Choice(["none", "softmax", "softplus"]), default="none")
 @click.option("--init", type=click.Choice(["anchored", "paper"]), default="anchored")
 @click.option("--tau", type=float, help="Temperature [default: 1 for bt, otherwise 0.1].")
-@click.option("--learn-tau", type=click.Choice(["one", "per_block"]), help="Learn it (--tune).")
+@click.option(
+    "--learn-tau",
+    type=click.Choice(["one", "per_block"]),
+    help="Learn the temperature, from --tau on: one, or one for each block.",
+)
+@click.option("--scalar-weight", type=float, help="Of a hybrid head's reward [default: 1].")
+@click.option("--cyclic-weight", type=float, help="Of a hybrid head's cyclic part [default: 1].")
+@click.option("--clip", type=float, help="Limit of a hybrid head's rewards [default: none].")
+@click.option(
+    "--criteria-mode",
+    type=click.Choice(["heads", "gates"]),
+    default="heads",
+    show_default=True,
+    help="Of --criteria: each has an embedding, or they weigh the blocks of one.",
+)
+@click.option(
+    "--criteria-weights",
+    metavar="WEIGHTS",
+    help="What --criteria weigh in one preference, as 'helpful=1,honest=0.5' [default: equal].",
+)
 @click.option("--layers", type=int, default=2, show_default=True, help="Of --tune last.")
 @click.option("--lora-rank", type=int, default=16, show_default=True, help="Of --tune lora.")
 @click.option("--lora-alpha", type=float, help="Of --tune lora [default: twice the rank].")
@@ -125,8 +145,8 @@ def command(
 
     Each record has "chosen" and "rejected": texts (perhaps with "prompt"), whole dialogues
     "\n\nHuman: ...\n\nAssistant: ...", or lists of {"role", "content"} messages; and perhaps
-    "margin" and "target". With --ratings or --cycle they have "prompt", "responses" and "ratings",
-    or UltraFeedback's "completions".
+    "margin" and "target". With --ratings, --cycle or --criteria they have "prompt", "responses" and
+    "ratings", or UltraFeedback's "completions".
 
     By default a head is trained on the fixed features of a backbone. With --tune the language model
     is trained too, by TRL's trainer, and every field of its configuration is an option, as
@@ -160,6 +180,12 @@ def _report(metrics: dict[str, Any], output: Path) -> None:
         f"train accuracy {metrics['train']['accuracy']:.3f}, "
         f"{metrics['seconds']['total']:.0f} s"
     )
+    for name, figures in heldout.get("criteria", {}).items():
+        low, high = figures["interval_95"]
+        click.echo(
+            f"  {name}: accuracy {figures['accuracy']:.3f} ({low:.3f} to {high:.3f}, "
+            f"{figures['labels']} labels), loss {figures['loss']:.3f}"
+        )
     click.echo(f"model: {output / 'model'}", file=sys.stderr)
 
 
@@ -176,6 +202,7 @@ def _check_options(context: click.Context, tune: str) -> None:
 
 
 def _run_options(values: dict[str, Any]) -> RunOptions:
+    values["criteria_weights"] = parse_weights(values["criteria_weights"])
     for name in _TUNE_ONLY:
         values.pop(name)
     gate = values.pop("gate")
@@ -185,20 +212,13 @@ def _run_options(values: dict[str, Any]) -> RunOptions:
         None if gate == "none" else gate,
         values.pop("init"),
         values.pop("tau"),
+        *(values.pop(name) for name in ("scalar_weight", "cyclic_weight", "clip", "learn_tau")),
+        **{name: values.pop(name) for name in ("criteria_mode", "criteria_weights")},
     )
     backbone = build_backbone(values)
-    data = _data_options(values)
+    data = build_data(values)
     fraction, steps = values.pop("heldout_fraction"), values.pop("checkpoint_steps")
     return RunOptions(head, backbone, FitSettings(**values), fraction, steps, data)
-
-
-def _data_options(values: dict[str, Any]) -> DataOptions:
-    """The options of which part of the data, taken from ``values``."""
-    cycle = values.pop("cycle")
-    if cycle is not None:
-        cycle = [criterion.strip() for criterion in cycle.split(",")]
-    names = ("split", "eval_split", "ratings")
-    return DataOptions(**{name: values.pop(name) for name in names}, cycle=cycle)
 
 
 def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> TuneOptions:
@@ -210,6 +230,8 @@ def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> 
             if field in fields:
                 raise click.UsageError(f"{name} and {field} are the same: give one of them")
             fields[field] = values[name]
+    if values["criteria_weights"] is not None:
+        fields["criteria_weights"] = parse_weights(values["criteria_weights"])
     if values["checkpoint_steps"] is not None:
         fields.update(save_strategy="steps", save_steps=values["checkpoint_steps"])
     if values["gguf_file"] is not None:
@@ -227,5 +249,5 @@ def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> 
         fields,
         values["heldout_fraction"],
         values["seed"],
-        _data_options(values),
+        build_data(values),
     )

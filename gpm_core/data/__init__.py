@@ -1,6 +1,12 @@
 """Preference data: reading, checking, building, cleaning and dividing them."""
 
 from gpm_core.data.checking import DataReport, Problem, check_file
+from gpm_core.data.criteria import (
+    CriteriaPair,
+    criteria_dataset,
+    labelled_pairs,
+    parse_criteria_pair,
+)
 from gpm_core.data.cycles import (
     PAPER_CYCLES,
     ULTRAFEEDBACK_CRITERIA,
@@ -14,6 +20,7 @@ from gpm_core.data.hub import from_dataset, load_pairs, load_rated, to_dataset
 from gpm_core.data.messages import Message, PromptLike, as_messages
 from gpm_core.data.pairs import PreferencePair, ResponseGroup, parse_group, parse_pair
 from gpm_core.data.preferences import CriteriaPairs, criteria_pairs, pairs_from_ratings
+from gpm_core.data.prompts import load_prompts, parse_prompt_record
 from gpm_core.data.rated import RatedGroup, parse_rated
 from gpm_core.data.reading import read_groups, read_pairs, read_rated
 from gpm_core.data.splitting import (
@@ -29,6 +36,7 @@ from gpm_core.data.splitting import (
 __all__ = [
     "PAPER_CYCLES",
     "ULTRAFEEDBACK_CRITERIA",
+    "CriteriaPair",
     "CriteriaPairs",
     "Cycle",
     "CyclicPreferences",
@@ -46,15 +54,20 @@ __all__ = [
     "as_messages",
     "check_disjoint",
     "check_file",
+    "criteria_dataset",
     "criteria_pairs",
     "cyclic_pairs",
     "deduplicate",
     "from_dataset",
+    "labelled_pairs",
     "load_pairs",
+    "load_prompts",
     "load_rated",
     "pairs_from_ratings",
+    "parse_criteria_pair",
     "parse_group",
     "parse_pair",
+    "parse_prompt_record",
     "parse_rated",
     "read_groups",
     "read_pairs",

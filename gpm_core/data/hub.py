@@ -13,7 +13,7 @@ from gpm_core.data.errors import DataError
 from gpm_core.data.messages import Message
 from gpm_core.data.pairs import PreferencePair, parse_pair
 from gpm_core.data.rated import RatedGroup, parse_rated
-from gpm_core.data.reading import read_pairs, read_rated
+from gpm_core.data.reading import read_pairs, read_records
 from gpm_core.data.records import EXTENSIONS
 
 if TYPE_CHECKING:
@@ -159,11 +159,26 @@ def load_rated(
         >>> load_rated("openbmb/UltraFeedback", "train")  # doctest: +SKIP
         [RatedGroup(...), ...]
     """
+    return load_records(source, parse_rated, split, name=name, revision=revision)
+
+
+def load_records(
+    source: str | os.PathLike[str],
+    parse: Callable[[Any, int], Record],
+    split: str | None = None,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+) -> list[Record]:
+    """What ``parse(record, number from 1)`` makes of each record of a file, folder or data set.
+
+    Other arguments and errors are those of :func:`load_pairs`.
+    """
     path = Path(source).expanduser()
     if _is_own(path):
         _refuse_split(path, split, name)
-        return read_rated(path)
-    return _parse_rows(_load(source, split, name, revision), parse_rated, os.fspath(source))
+        return read_records(path, parse)
+    return _parse_rows(_load(source, split, name, revision), parse, os.fspath(source))
 
 
 def _datasets() -> Any:

@@ -57,7 +57,7 @@ def read_pairs(path: str | os.PathLike[str], *, score_margin: bool = False) -> l
         'the better reply'
     """
     parse = functools.partial(parse_pair, score_margin=score_margin)
-    return _read(path, parse, columns=_PAIR_COLUMNS)
+    return read_records(path, parse, columns=_PAIR_COLUMNS)
 
 
 def read_groups(path: str | os.PathLike[str]) -> list[ResponseGroup]:
@@ -65,7 +65,7 @@ def read_groups(path: str | os.PathLike[str]) -> list[ResponseGroup]:
 
     Returns and raises as :func:`read_pairs`.
     """
-    return _read(path, parse_group)
+    return read_records(path, parse_group)
 
 
 def read_rated(path: str | os.PathLike[str]) -> list[RatedGroup]:
@@ -88,14 +88,20 @@ def read_rated(path: str | os.PathLike[str]) -> list[RatedGroup]:
         >>> read_rated("ultrafeedback.jsonl")[0].ratings["honesty"]  # doctest: +SKIP
         (4.0, 3.0, nan, 5.0)
     """
-    return _read(path, parse_rated)
+    return read_records(path, parse_rated)
 
 
-def _read(
+def read_records(
     path: str | os.PathLike[str],
     parse: Callable[[Any, int], Record],
     columns: tuple[tuple[str, ...], ...] = (),
 ) -> list[Record]:
+    """What ``parse(record, number from 1)`` makes of each record of a file, at least one.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        DataError: if it cannot be read, is empty, or a record is refused; names its line or row.
+    """
     path = Path(path)
     result = []
     for number, record in records(path, columns):

@@ -10,6 +10,20 @@ from torch import Tensor, nn
 from gpm_core.heads._common import _Head, small_normal_
 
 
+def skew_probabilities(logits: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Probabilities of skew-symmetric logits (..., K, K): P + P.T = 1 exactly in ``dtype``.
+
+    ``dtype`` None is that of the logits.
+    """
+    # The upper triangle decides both sides of a pair, and the large one is the complement of the
+    # small one: exact, and small probabilities keep their relative accuracy.
+    upper = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu()
+    wins = torch.where(upper, logits > 0, ~(logits > 0).mT)
+    small = torch.sigmoid(torch.where(wins, -logits, logits)).to(dtype or logits.dtype)
+    small = torch.where(upper, small, small.mT)
+    return torch.where(wins, 1 - small, small)
+
+
 class PairPreferenceHead(_Head):
     """Baseline that scores the concatenated pair (PairRM, arXiv 2306.02561; PairPM).
 
@@ -19,7 +33,8 @@ class PairPreferenceHead(_Head):
     not optional: of a linear f only a difference of rewards would remain, Bradley-Terry.
 
     A backbone that reads both responses in one text, K^2 passes of it, needs no head of its own:
-    ``BradleyTerryHead(H).score(hidden of (a, b), hidden of (b, a))`` is f(a, b) - f(b, a).
+    ``BradleyTerryHead(H).score(hidden of (a, b), hidden of (b, a))`` is f(a, b) - f(b, a). That
+    is ``GeneralPreferenceModel`` with ``head="pair"``.
 
     Args:
         hidden_size: H, width of the hidden states of one response.
@@ -155,14 +170,7 @@ class PairPreferenceHead(_Head):
         tau = self.tau if tau is None else tau
         if not 0 < tau < math.inf:
             raise ValueError(f"tau must be finite and above zero; got {tau}")
-        logits = self._wide_score_matrix(hidden) / tau
-        # The upper triangle decides both sides of a pair, and the large one is the complement of
-        # the small one: exact, and small probabilities keep their relative accuracy.
-        upper = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).triu()
-        wins = torch.where(upper, logits > 0, ~(logits > 0).mT)
-        small = torch.sigmoid(torch.where(wins, -logits, logits)).to(hidden.dtype)
-        small = torch.where(upper, small, small.mT)
-        return torch.where(wins, 1 - small, small)
+        return skew_probabilities(self._wide_score_matrix(hidden) / tau, hidden.dtype)
 
     def forward(self, chosen: Tensor, rejected: Tensor) -> Tensor:
         """As :meth:`score`."""

@@ -30,9 +30,11 @@ def save_published_layout(
 ) -> None:
     """Write a model as the GPM paper's checkpoints are, for programs that read those.
 
-    ``config.json`` is the backbone's with the architecture "CustomRewardModel"; the safetensors
-    hold ``model.*``, ``value_head.weight`` (2k, H) and with a gate ``prompt_head.weight`` (k, H).
-    ``GeneralPreferenceModel.from_pretrained`` reads the same model back, bit by bit.
+    ``config.json`` is the backbone's with the architecture "CustomRewardModel" and a note,
+    ``add_prompt_head``, of whether there is a gate: without it nobody would miss one that is lost.
+    The safetensors hold ``model.*``, ``value_head.weight`` (2k, H) and with a gate
+    ``prompt_head.weight`` (k, H). ``GeneralPreferenceModel.from_pretrained`` reads the same model
+    back, bit by bit.
 
     Args:
         model: made with ``init="paper"``, ``text_format="published"``, the default temperature and
@@ -51,6 +53,7 @@ def save_published_layout(
     config: Any = copy.deepcopy(model.config.backbone_config)
     config.architectures = [checkpoints.PUBLISHED_ARCHITECTURE]
     config.dtype = model.dtype
+    setattr(config, checkpoints.PUBLISHED_GATE, model.config.gate is not None)
 
     def write(folder: str | os.PathLike[str], **_: Any) -> None:
         PreTrainedModel.save_pretrained(model, folder, state_dict=tensors)

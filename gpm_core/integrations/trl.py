@@ -20,10 +20,20 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.integrations.trl_config import MINIMUM_TRL, PreferenceConfig, model_options
+from gpm_core.integrations.trl_criteria import keep_labels
+from gpm_core.integrations.trl_language_model import (
+    check_vocabulary,
+    keep_language_model_head,
+    new_model,
+    regularised,
+    without_logps,
+)
+from gpm_core.integrations.trl_language_model_options import regularisation
 from gpm_core.models.collation import PreferenceCollator
 from gpm_core.models.datasets import tokenize_dataset
-from gpm_core.models.general_preference import GeneralPreferenceModel, GeneralPreferenceOutput
+from gpm_core.models.general_preference import GeneralPreferenceModel
 from gpm_core.models.loading import hub_options, is_adapter, is_preference_model
+from gpm_core.models.outputs import GeneralPreferenceOutput
 
 __all__ = ["MINIMUM_TRL", "PreferenceConfig", "PreferenceTrainer"]
 
@@ -43,7 +53,11 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
     - ``probability``: mean of sigmoid((score - margin) / tau);
     - ``min_reward``, ``mean_reward``, ``max_reward``: for heads that have a reward;
     - ``tau``: if it is learned (the mean of the blocks' temperatures);
-    - ``num_tokens``: as TRL.
+    - ``preference_loss``, ``sft_loss``, ``dpo_loss``, ``logps/chosen``, ``logps/rejected``: where a
+      language model's loss regularises (``sft_coefficient``, ``dpo_coefficient``);
+    - ``num_tokens``: as TRL;
+    - of several criteria: ``accuracy`` is of all labels, ``accuracy_<criterion>`` and
+      ``loss_<criterion>`` are of each, and the others of the one preference that they make.
 
     Args:
         model: a ``GeneralPreferenceModel``, with adapters or without; or a folder or hub name: of a
@@ -103,6 +117,7 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
             )
         preference_model = _unwrapped(model)
         _configure(preference_model, args, named)
+        keep_language_model_head(preference_model, args)
         if processing_class is None:
             processing_class = preference_model.tokenizer
         if processing_class is None:
@@ -126,6 +141,7 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
             self.data_collator = PreferenceCollator(
                 self.processing_class.pad_token_id, self.args.pad_to_multiple_of
             )
+        check_vocabulary(preference_model)
         # RewardTrainer has none, and then compute_metrics is never called.
         self.label_names = ["labels"]
         if new_head and preference_model.config.standardize:
@@ -180,6 +196,11 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
         outputs = model(**inputs)
         loss = outputs["loss"]
         rewards = self._rewards(outputs)
+        if regularisation(self.args):
+            loss, metrics = regularised(outputs, inputs.get("labels"), self.args)
+            outputs = without_logps(outputs)
+            for name, values in self.accelerator.gather_for_metrics(metrics).items():
+                self._metrics["train" if self.model.training else "eval"][name] += values.tolist()
         if self.args.center_rewards_coefficient is not None and rewards is not None:
             loss = loss + self.args.center_rewards_coefficient * rewards.sum(1).square().mean()
         self._keep_metrics(inputs, outputs, rewards)
@@ -214,7 +235,7 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
 
     def _rewards(self, outputs: GeneralPreferenceOutput) -> Tensor | None:
         """Rewards (B, 2) of the heads whose embeddings start with (1, -r), or None."""
-        if self._preference_model.config.head == "gpm":
+        if self._preference_model.config.head in ("gpm", "pair"):
             return None
         return -outputs["embeddings"][..., 1]
 
@@ -232,8 +253,10 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
         score, probability = gather((outputs["score"].float(), outputs["probability"].float()))
         labels = gather(inputs["labels"])
         # By pair, not by batch: the last batch of an evaluation may be a small one.
-        correct = (score.sign() * (labels - 0.5).sign() + 1) / 2
-        kept["accuracy"].extend(correct.tolist())
+        if criteria := self._preference_model.criteria:
+            keep_labels(kept, criteria, outputs, labels, gather)
+        else:
+            kept["accuracy"].extend(((score.sign() * (labels - 0.5).sign() + 1) / 2).tolist())
         kept["margin"].extend(score.tolist())
         kept["probability"].extend(probability.tolist())
         kept["min_score"].append(score.min().item())
@@ -287,10 +310,7 @@ def _load(
         return GeneralPreferenceModel.from_pretrained(name, **options), False
     # Heads are drawn from the seed of the run.
     torch.manual_seed(args.seed)
-    model = GeneralPreferenceModel.from_backbone(
-        name, tokenizer=tokenizer, options=options, **model_options(args)
-    )
-    return model, True
+    return new_model(name, args, tokenizer, options), True
 
 
 def _unwrapped(model: Any) -> GeneralPreferenceModel:
@@ -319,10 +339,10 @@ def _configure(model: GeneralPreferenceModel, args: RewardConfig, named: bool) -
         )
     if args.model_init_kwargs and not named:
         raise ValueError("args.model_init_kwargs are for loading by name; this model is loaded")
-    if args.center_rewards_coefficient is not None and config.head == "gpm":
+    if args.center_rewards_coefficient is not None and config.head in ("gpm", "pair"):
         raise ValueError(
-            "center_rewards_coefficient needs a head with a reward, 'bt' or 'hybrid': a general "
-            "preference head gives a response no reward that could be centred"
+            "center_rewards_coefficient needs a head with a reward, 'bt' or 'hybrid': a "
+            f"{config.head!r} head gives a response no reward that could be centred"
         )
     if args.label_smoothing_factor:
         if not 0 <= args.label_smoothing_factor < 1:

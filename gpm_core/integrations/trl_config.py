@@ -9,6 +9,8 @@ from typing import Any
 from packaging.version import Version
 from trl import RewardConfig
 
+from gpm_core.integrations.trl_language_model_options import LanguageModelOptions
+
 __all__ = ["MINIMUM_TRL", "PreferenceConfig"]
 
 #: Earlier ones prepare data in another way.
@@ -39,6 +41,9 @@ _MODEL_OPTIONS = (
     "target_margin",
     "max_sequence_length",
     "text_format",
+    "criteria",
+    "criteria_mode",
+    "criteria_weights",
 )
 
 
@@ -47,7 +52,7 @@ def _option(meaning: str) -> Any:
 
 
 @dataclass
-class PreferenceConfig(RewardConfig):  # type: ignore[misc]
+class PreferenceConfig(LanguageModelOptions, RewardConfig):  # type: ignore[misc]
     """TRL's ``RewardConfig``, and what the head of a new model is to be.
 
     The options of the model apply where the trainer makes one from the name of a backbone; each is
@@ -60,8 +65,11 @@ class PreferenceConfig(RewardConfig):  # type: ignore[misc]
     - ``center_rewards_coefficient``: c (r_chosen + r_rejected)^2 is added to the loss; for heads
       that have a reward, "bt" and "hybrid".
 
+    Losses of language models that regularise: see
+    :class:`~gpm_core.integrations.trl_language_model_options.LanguageModelOptions`.
+
     Args:
-        head: "gpm", "bt" or "hybrid".
+        head: "gpm", "bt", "hybrid" or "pair".
         dim: width of the preference embedding.
         gate: "softmax" or "softplus".
         normalize: scale embeddings to unit length.
@@ -76,10 +84,17 @@ class PreferenceConfig(RewardConfig):  # type: ignore[misc]
         standardize: centre and scale hidden states; measured on the first training pairs.
         max_sequence_length: most tokens of a conversation that the model reads in use.
         text_format: "chat", "plain" or "published".
-        target_column: column with the probability that the chosen reply is preferred.
+        criteria: names of several criteria.
+        criteria_mode: "heads" or "gates".
+        criteria_weights: what each weighs in the one preference that they make, by name.
+        target_column: column with the probability that the chosen reply is preferred, or of several
+            criteria with one for each, by name.
     """
 
-    head: str | None = _option("Kind of head: 'gpm', 'bt' or 'hybrid'.")
+    # transformers reads these from JSON.
+    _VALID_DICT_FIELDS = [*RewardConfig._VALID_DICT_FIELDS, "criteria_weights"]  # noqa: RUF012
+
+    head: str | None = _option("Kind of head: 'gpm', 'bt', 'hybrid' or 'pair'.")
     dim: int | None = _option("Even width of the preference embedding.")
     gate: str | None = _option("Gate at the prompt's end: 'softmax' or 'softplus'.")
     normalize: bool | None = _option("Whether embeddings are scaled to unit length.")
@@ -96,10 +111,23 @@ class PreferenceConfig(RewardConfig):  # type: ignore[misc]
     standardize: bool | None = _option("Whether hidden states are centred and scaled.")
     max_sequence_length: int | None = _option("Most tokens that the model reads in use.")
     text_format: str | None = _option("How texts are read: 'chat', 'plain' or 'published'.")
+    criteria: list[str] | None = field(
+        default=None, metadata={"help": "Names of several criteria, with labels of their own."}
+    )
+    criteria_mode: str | None = _option(
+        "An embedding for each criterion, 'heads', or one, 'gates'."
+    )
+    criteria_weights: dict[str, float] | str | None = field(
+        default=None, metadata={"help": "What criteria weigh in one preference, by name, as JSON."}
+    )
     target_column: str = field(
         default="target",
         metadata={"help": "Column with the probability that the chosen reply is preferred."},
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_language_model()
 
 
 def model_options(args: RewardConfig) -> dict[str, Any]:

@@ -125,7 +125,7 @@ class GroupEncoder:
             responses = [[int(i) for i in ids] for ids in record["response_ids"]]
         else:
             group = parse_group({**record, "responses": _texts(record.get("responses"))})
-            prompt = self._prompt(group.prompt)
+            prompt = self.prompt_ids(group.prompt)
             encode = partial(self.tokenizer, add_special_tokens=False)
             responses = [[*encode(text)["input_ids"], self._end()] for text in group.responses]
         if not prompt or not responses or not all(responses):
@@ -140,7 +140,12 @@ class GroupEncoder:
             raise ValueError("the tokenizer has no EOS token, which ends responses: set one")
         return int(self.tokenizer.eos_token_id)
 
-    def _prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids of a prompt, after which a response is to begin.
+
+        Raises:
+            ValueError: for messages that ``text_format`` cannot render.
+        """
         if self.text_format == "chat":
             if not messages:
                 raise ValueError("a chat template needs a prompt; this record has none")

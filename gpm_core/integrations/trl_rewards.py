@@ -10,23 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from gpm_core.integrations._group_rewards import Kind, check_kind, group_rewards
 from gpm_core.models.general_preference import GeneralPreferenceModel
-from gpm_core.objectives import targets
-from gpm_core.objectives.advantages import (
-    DriftMonitor,
-    block_mean_scores,
-    group_relative_advantages,
-)
+from gpm_core.objectives.advantages import DriftMonitor
 
 __all__ = ["PreferenceReward"]
-
-Kind = Literal["mean_score", "win_rate", "gprl"]
 
 
 class _Encoded(NamedTuple):
@@ -97,8 +91,7 @@ class PreferenceReward:
         batch_size: int = 32,
         monitor: DriftMonitor | None = None,
     ) -> None:
-        if kind not in ("mean_score", "win_rate", "gprl"):
-            raise ValueError(f"kind must be 'mean_score', 'win_rate' or 'gprl'; got {kind!r}")
+        check_kind(kind)
         if num_generations is not None and num_generations < 2:
             raise ValueError(f"num_generations must be at least 2, or None; got {num_generations}")
         if batch_size < 1:
@@ -135,6 +128,23 @@ class PreferenceReward:
             completion_ids: not looked at: these are tokens of the policy.
             **kwargs: not looked at: columns of the data, the trainer's state.
         """
+        return self._of_kinds(prompts, completions, [self.kind])[0]
+
+    def rewards_and_win_rates(
+        self, prompts: Sequence[Any], completions: Sequence[Any]
+    ) -> tuple[list[float], list[float]]:
+        """Rewards of N completions, and their mean win probabilities, from the same passes.
+
+        Args:
+            prompts: N prompts, as when it is called.
+            completions: N completions.
+        """
+        rewards, win_rates = self._of_kinds(prompts, completions, [self.kind, "win_rate"])
+        return rewards, win_rates
+
+    def _of_kinds(
+        self, prompts: Sequence[Any], completions: Sequence[Any], kinds: Sequence[Kind]
+    ) -> list[list[float]]:
         if len(prompts) != len(completions):
             raise ValueError(
                 f"there must be one prompt per completion; got {len(prompts)} prompts and "
@@ -142,8 +152,8 @@ class PreferenceReward:
             )
         mine = self._encode(prompts, [_reply(completion) for completion in completions])
         everything, first = _gather(mine)
-        rewards = self._rewards(everything)
-        return rewards[first : first + len(prompts)].tolist()
+        own = slice(first, first + len(prompts))
+        return [self._rewards(everything, kind)[own].tolist() for kind in kinds]
 
     def _encode(self, prompts: Sequence[Any], replies: Sequence[Any]) -> _Encoded:
         model: Any = self.model
@@ -158,7 +168,7 @@ class PreferenceReward:
         return _Encoded(torch.tensor(described), embeddings.float(), scale.float())
 
     @torch.no_grad()
-    def _rewards(self, encoded: _Encoded) -> Tensor:
+    def _rewards(self, encoded: _Encoded, kind: Kind) -> Tensor:
         """Rewards (N,) of all responses, on the processor."""
         order, sizes = self._groups(encoded.prompts)
         v = encoded.embeddings[order]
@@ -169,26 +179,18 @@ class PreferenceReward:
             best = start + int(lengths[start : start + size].argmax())
             gates.append(encoded.scale[order[best]])
             start += size
-        rewards = self._of_groups(v, torch.stack(gates), sizes)
+        learned = self.model._learned_tau()
+        rewards = group_rewards(
+            v,
+            sizes,
+            kind=kind,
+            gate=torch.stack(gates),
+            tau=self.model.config.tau if learned is None else learned.to(v.device),
+            monitor=self.monitor,
+        )
         back = torch.empty_like(rewards)
         back[order] = rewards
         return back.cpu()
-
-    def _of_groups(self, v: Tensor, gate: Tensor, sizes: list[int]) -> Tensor:
-        if self.kind == "mean_score":
-            return targets.mean_scores(v, scale=gate, group_sizes=sizes)
-        if self.kind == "win_rate":
-            learned = self.model._learned_tau()
-            # A temperature for each block is a weight of each block.
-            scaled = gate / (self.model.config.tau if learned is None else learned.to(gate.device))
-            return targets.mean_win_rates(v, scale=scaled, tau=1.0, group_sizes=sizes)
-        scores = block_mean_scores(v, group_sizes=sizes)
-        weights = None
-        if self.monitor is not None:
-            weights = self.monitor.update(scores, gate, group_sizes=sizes).block_weights
-        return group_relative_advantages(
-            scores, gate, block_weights=weights, group_sizes=sizes
-        ).advantages
 
     def _groups(self, prompts: Tensor) -> tuple[list[int], list[int]]:
         """Places of N responses, group after group, and the sizes of the groups."""

@@ -14,9 +14,10 @@ from gpm_core.models.collation import PreferenceCollator, tokenize_pairs
 from gpm_core.models.configuration import GeneralPreferenceConfig
 from gpm_core.models.conversations import encode_conversations, pad_rows
 from gpm_core.models.datasets import tokenize_dataset
-from gpm_core.models.general_preference import GeneralPreferenceModel, GeneralPreferenceOutput
+from gpm_core.models.general_preference import GeneralPreferenceModel
 from gpm_core.models.group_scores import GroupScores, RankedResponse
 from gpm_core.models.loading import load_model
+from gpm_core.models.outputs import GeneralPreferenceOutput
 from gpm_core.models.preference_model import PreferenceModel
 from gpm_core.models.text import Passage, Row
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.utils.hub import cached_file
@@ -24,6 +29,9 @@ if TYPE_CHECKING:
 #: The class name in the config.json of the checkpoints that the GPM paper published.
 PUBLISHED_ARCHITECTURE = "CustomRewardModel"
 PUBLISHED_TAU = 0.1
+#: What our config.json of that layout says of a gate: the name of the option of the paper's code,
+#: whose own files say nothing.
+PUBLISHED_GATE = "add_prompt_head"
 #: What the weights of their heads are called there, and here.
 _PUBLISHED_NAMES = {
     r"^value_head\.": "head.value_head.",
@@ -97,7 +105,9 @@ def load(
     hub = {key: kwargs[key] for key in _HUB_OPTIONS if key in kwargs}
     config = kwargs.pop("config", None)
     if config is None or isinstance(config, (str, os.PathLike)):
-        config = read_model_config(config or name, hub)
+        config, says_gate = _read_config(config or name, hub)
+        if not (says_gate or "gate" in kwargs):
+            _warn_of_no_gate(name, config)
         for key in [key for key in kwargs if hasattr(config, key) and key not in _NOT_OF_CONFIG]:
             setattr(config, key, kwargs.pop(key))
         config.check()
@@ -166,20 +176,39 @@ def read_model_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig
         OSError: if there is none.
         ValueError: if it is another kind of model.
     """
+    return _read_config(name, hub)[0]
+
+
+def _read_config(name: Any, hub: dict[str, Any]) -> tuple[GeneralPreferenceConfig, bool]:
+    """The configuration, and whether its file says if there is a gate."""
     values, _ = PretrainedConfig.get_config_dict(name, **hub)
     if not values:
         raise OSError(f"{name} holds no model: it has no config.json")
     if values.get("model_type") == GeneralPreferenceConfig.model_type:
-        return GeneralPreferenceConfig.from_dict(values)
+        return GeneralPreferenceConfig.from_dict(values), True
     if PUBLISHED_ARCHITECTURE in (values.get("architectures") or ()):
-        return _published_config(name, hub)
+        return _published_config(name, hub, values.get(PUBLISHED_GATE)), PUBLISHED_GATE in values
     raise ValueError(
         f"{name} is a {values.get('model_type') or 'model of unknown type'}, not a preference "
         "model: GeneralPreferenceModel.from_backbone(...) puts a new head on it"
     )
 
 
-def _published_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig:
+def _warn_of_no_gate(name: Any, config: GeneralPreferenceConfig) -> None:
+    # The softmax of a single block is 1: there a gate that is lost changes nothing.
+    if config.gate is None and config.dim > 2:
+        warnings.warn(
+            f"{name} has no weight prompt_head.weight and is read as a model without a gate; this "
+            "layout does not say whether it was trained with one. Pass gate=None if it was not, "
+            "gate='softmax' if it was: then what is missing is an error",
+            stacklevel=4,
+        )
+
+
+def _published_config(
+    name: Any, hub: dict[str, Any], gated: bool | None
+) -> GeneralPreferenceConfig:
+    """``gated``: what config.json says of a gate, None if nothing."""
     shapes = _head_shapes(name, hub)
     if "value_head.weight" not in shapes:
         raise ValueError(
@@ -187,6 +216,8 @@ def _published_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig
             "shape [2k, hidden_size]"
         )
     backbone = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
+    # Of the head, not of the backbone.
+    vars(backbone).pop(PUBLISHED_GATE, None)
     dim = shapes["value_head.weight"][0]
     gate = shapes.get("prompt_head.weight")
     expected = {(dim // 2, backbone.hidden_size), None}
@@ -194,6 +225,11 @@ def _published_config(name: Any, hub: dict[str, Any]) -> GeneralPreferenceConfig
         raise ValueError(
             f"{name}: value_head.weight must be [2k, {backbone.hidden_size}] and "
             f"prompt_head.weight [k, {backbone.hidden_size}]; got {shapes}"
+        )
+    if gated is not None and gated != (gate is not None):
+        raise ValueError(
+            f"{name}: config.json says {PUBLISHED_GATE}: {json.dumps(gated)}, and the weight "
+            f"prompt_head.weight is {'missing' if gate is None else 'there all the same'}"
         )
     return GeneralPreferenceConfig(
         backbone,
@@ -210,11 +246,11 @@ def _head_shapes(name: Any, hub: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of the head's weights, from the safetensors headers alone."""
     index = cached_file(name, _INDEX, _raise_exceptions_for_missing_entries=False, **hub)
     keys = ("value_head.weight", "prompt_head.weight")
+    files, promised = {_WEIGHTS}, set[str]()
     if index is not None:
         weight_map = read_json(index)["weight_map"]
-        files = {weight_map[key] for key in keys if key in weight_map}
-    else:
-        files = {_WEIGHTS}
+        promised = set(keys) & set(weight_map)
+        files = {weight_map[key] for key in promised}
     shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(files):
         path = cached_file(name, file, **hub)
@@ -224,6 +260,12 @@ def _head_shapes(name: Any, hub: dict[str, Any]) -> dict[str, tuple[int, ...]]:
                     shapes[key] = tuple(tensors.get_slice(key).get_shape())
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged (cut short?): {error}") from error
+    lost = sorted(promised - set(shapes))
+    if lost:
+        raise ValueError(
+            f"{name} lacks the weight {', '.join(lost)}, which {_INDEX} promises in "
+            f"{', '.join(sorted(files))}"
+        )
     return shapes
 
 
@@ -237,6 +279,11 @@ def save(
     """See :meth:`GeneralPreferenceModel.save_pretrained`; ``save`` is transformers' own."""
     push = kwargs.pop("push_to_hub", False)
     hub = {key: kwargs.pop(key) for key in _PUSH_OPTIONS if key in kwargs}
+    if kwargs.get("state_dict") is None and _is_sharded(model):
+        # transformers knows its own shards, not those of FSDP2. Only the first process gets them.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        kwargs["state_dict"] = get_model_state_dict(model, options=options)
+        is_main_process = is_main_process and torch.distributed.get_rank() == 0
     if not is_main_process:
         # Other processes write nothing, but sharded weights are gathered from all of them.
         with tempfile.TemporaryDirectory(prefix=PARTIAL) as scratch:
@@ -253,6 +300,11 @@ def save(
         _replace(partial, folder, kwargs.get("variant"))
     if push:
         model.push_to_hub(hub.pop("repo_id", folder.name), **hub)
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether PyTorch's FSDP2 has sharded it."""
+    return any(isinstance(module, FSDPModule) for module in model.modules())
 
 
 def _replace(partial: Path, folder: Path, variant: str | None) -> None:

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gpm_core.data import DataError, PreferencePair, parse_pair
+from gpm_core.data import (
+    CriteriaPair,
+    DataError,
+    PreferencePair,
+    parse_criteria_pair,
+    parse_pair,
+)
 from gpm_core.models.conversations import encode_conversations, pad_rows
+from gpm_core.models.pair_reading import together
 from gpm_core.models.text import Row
 
 TooLong = Literal["cut", "drop"]
@@ -30,8 +39,9 @@ class PreferenceCollator:
 
     Calling it with B rows gives the arguments of ``GeneralPreferenceModel.forward``: ``input_ids``
     and ``attention_mask`` (B, 2, T) int64, chosen first; ``prompt_lengths`` (B, 2) int64;
-    ``labels`` (B,) float32, 1 for rows without; and ``margin`` (B,) float32, 0 for rows without,
-    if any row has one.
+    ``labels`` (B,) float32, 1 for rows without, or (B, C) where rows have one for each of C
+    criteria, nan where there is none; and ``margin`` (B,) float32, 0 for rows without, if any row
+    has one.
 
     Raises:
         ValueError: if ``pad_to_multiple_of`` is below 1; when called, without rows, or for a row
@@ -65,7 +75,7 @@ class PreferenceCollator:
             "input_ids": pad(ids, (0, missing), value=self.pad_token_id).view(shape),
             "attention_mask": pad(mask, (0, missing)).view(shape),
             "prompt_lengths": lengths.view(len(rows), 2),
-            "labels": _numbers(rows, "labels", 1.0),
+            "labels": _labels(rows),
         }
         if any(row.get("margin") is not None for row in rows):
             batch["margin"] = _numbers(rows, "margin", 0.0)
@@ -85,6 +95,21 @@ def _both(row: Mapping[str, Any]) -> list[Row]:
     ]
 
 
+def _labels(rows: Sequence[Mapping[str, Any]]) -> Tensor:
+    """Labels (B,), or of several criteria (B, C), nan where there is none."""
+    labels: list[Any] = [row.get("labels") for row in rows]
+    if not any(np.ndim(label) for label in labels):
+        return _numbers(rows, "labels", 1.0)
+    if len({np.shape(label) for label in labels}) > 1:
+        raise ValueError(
+            f"labels must be a number in all rows, or one for each criterion; got {labels}"
+        )
+    return torch.tensor(
+        [[math.nan if value is None else float(value) for value in label] for label in labels],
+        dtype=torch.float32,
+    )
+
+
 def _numbers(rows: Sequence[Mapping[str, Any]], field: str, default: float) -> Tensor:
     values = [default if row.get(field) is None else row[field] for row in rows]
     return torch.tensor(values, dtype=torch.float32)
@@ -95,13 +120,16 @@ class PairEncoder:
     """Rows from pairs, as one model reads them: what :func:`tokenize_pairs` maps over data.
 
     ``options`` are those of :func:`~gpm_core.models.encode_conversations`; ``gated`` says that each
-    prompt must have a token.
+    prompt must have a token; ``criteria`` are the model's, each of which has a label of its own;
+    ``together`` that it reads both responses in one text, in either order.
     """
 
     tokenizer: Any
     options: dict[str, Any]
     gated: bool
     too_long: TooLong = "cut"
+    criteria: tuple[str, ...] = ()
+    together: bool = False
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> list[dict[str, Any]]:
         """One row per pair, but for those that are left out because they are too long."""
@@ -109,16 +137,34 @@ class PairEncoder:
         if self.too_long == "drop":
             options["max_length"] = _NO_LIMIT
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        replies = [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+        replies = [reply for pair in pairs for reply in self._replies(pair, options["max_length"])]
         encoded = encode_conversations(self.tokenizer, prompts, replies, **options)
         rows = []
         for i, pair in enumerate(pairs):
-            row = self.row(*encoded[2 * i : 2 * i + 2], target=pair.target, margin=pair.margin)
+            labels = pair.labels(self.criteria) if isinstance(pair, CriteriaPair) else None
+            target = labels if self.criteria else pair.target
+            row = self.row(*encoded[2 * i : 2 * i + 2], target=target, margin=pair.margin)
             rows += [] if row is None else [row]
         return rows
 
+    def _replies(self, pair: PreferencePair, max_length: int) -> tuple[str, str]:
+        """What the model is to prefer, and to what."""
+        both = pair.chosen, pair.rejected
+        if not self.together:
+            return both
+        forth, back = (
+            together(self.tokenizer, first, second, max_length)
+            for first, second in (both, both[::-1])
+        )
+        return forth, back
+
     def row(
-        self, chosen: Row, rejected: Row, *, target: float | None, margin: float | None
+        self,
+        chosen: Row,
+        rejected: Row,
+        *,
+        target: float | list[float] | None,
+        margin: float | None,
     ) -> dict[str, Any] | None:
         """The row of two conversations, or None where it is to be left out."""
         limit = self.options["max_length"]
@@ -159,7 +205,9 @@ def pair_encoder(
         if max_length < 4:
             raise ValueError(f"max_length must be at least 4 tokens; got {max_length}")
         options["max_length"] = min(max_length, options["max_length"])
-    return PairEncoder(tokenizer, options, model.config.gate is not None, too_long)
+    gated, criteria = model.config.gate is not None, tuple(model.config.criteria or ())
+    pairs = model.config.head == "pair"
+    return PairEncoder(tokenizer, options, gated, too_long, criteria, pairs)
 
 
 def tokenize_pairs(
@@ -175,6 +223,9 @@ def tokenize_pairs(
     Args:
         pairs: pairs (:func:`gpm_core.data.read_pairs`) or records of them, as the rows of a data
             set in TRL's preference formats; see :func:`gpm_core.data.read_pairs` for all forms.
+            For a model of several criteria, pairs of :func:`gpm_core.data.labelled_pairs`, or
+            records whose ``target`` has a label for each
+            (:func:`gpm_core.data.parse_criteria_pair`).
         model: a ``GeneralPreferenceModel``, with adapters or without; it says how a conversation
             becomes tokens, in training as in use.
         tokenizer: None: the model's own.
@@ -195,18 +246,28 @@ def tokenize_pairs(
         [{'input_ids': [[...], [...]], 'prompt_lengths': [12, 12], 'labels': 1.0, 'margin': None}]
     """
     encoder = pair_encoder(model, tokenizer, max_length=max_length, too_long=too_long)
-    return encoder([as_pair(pair, number) for number, pair in enumerate(pairs, start=1)])
+    return encoder(
+        [as_pair(pair, number, encoder.criteria) for number, pair in enumerate(pairs, start=1)]
+    )
 
 
-def as_pair(record: PreferencePair | Mapping[str, Any], number: int) -> PreferencePair:
-    """The pair of a record, or itself.
+def as_pair(
+    record: PreferencePair | Mapping[str, Any], number: int, criteria: Sequence[str] = ()
+) -> PreferencePair:
+    """The pair of a record, or itself; with several criteria, one that has a label for each.
 
     Raises:
         DataError: if it is none of the forms; names the number.
     """
-    if isinstance(record, PreferencePair):
+    if isinstance(record, CriteriaPair if criteria else PreferencePair):
         return record
+    if isinstance(record, PreferencePair):
+        raise DataError(
+            f"row {number}: the model has the criteria {', '.join(criteria)}, and this pair no "
+            "labels of them: pass what gpm_core.data.labelled_pairs makes of ratings"
+        )
     try:
-        return parse_pair(dict(record) if isinstance(record, Mapping) else record)
+        fields = dict(record) if isinstance(record, Mapping) else record
+        return parse_criteria_pair(fields, criteria) if criteria else parse_pair(fields)
     except ValueError as error:
         raise DataError(f"row {number}: {error}") from error

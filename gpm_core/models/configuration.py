@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from transformers import AutoConfig, PretrainedConfig
@@ -11,14 +12,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from gpm_core.heads import BradleyTerryHead, HybridHead, PreferenceHead
+from gpm_core.heads import BradleyTerryHead, HybridHead, MultiCriteriaHead, PreferenceHead
 from gpm_core.losses import Temperature
+from gpm_core.models.criteria import MODES, CriteriaWeights, resolve_weights
 
-HeadKind = Literal["gpm", "bt", "hybrid"]
+HeadKind = Literal["gpm", "bt", "hybrid", "pair"]
 ModelPooling = Literal["last", "mean", "cls"]
 TextFormat = Literal["chat", "plain", "published"]
 
-HEAD_KINDS = ("gpm", "bt", "hybrid")
+HEAD_KINDS = ("gpm", "bt", "hybrid", "pair")
 POOLINGS = ("last", "mean", "cls")
 TEXT_FORMATS = ("chat", "plain", "published")
 LOSSES = ("logistic", "regression")
@@ -42,13 +44,17 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         backbone_config: configuration of the backbone (a config or its dict with "model_type"); any
             causal language model or encoder that ``AutoModel`` knows.
         head: "gpm" (:class:`PreferenceHead`), "bt" (:class:`BradleyTerryHead`) or "hybrid"
-            (:class:`HybridHead`).
-        dim: even width of the preference embedding (of the cyclic part of a hybrid); "bt" has none.
+            (:class:`HybridHead`); or the baseline "pair" (PairRM, arXiv 2306.02561; PairPM), which
+            reads both responses of a pair in one text: s(a > b) = f(a, b) - f(b, a), K (K - 1)
+            backbone passes for K responses.
+        dim: even width of the preference embedding (of the cyclic part of a hybrid); "bt" and
+            "pair" have none.
         gate: "softmax", "softplus" or None: the gate that is read at the prompt's last token.
         normalize: scale embeddings to unit length.
         init: "anchored" or "paper", see :class:`PreferenceHead`.
-        bias: whether the head has a bias; None: as ``init`` says (a "bt" head has none).
-        tau: temperature of probabilities and of the loss, above zero; None: 0.1, and 1 for "bt".
+        bias: whether the head has a bias; None: as ``init`` says (a "bt" or "pair" head has none).
+        tau: temperature of probabilities and of the loss, above zero; None: 0.1, and 1
+            for "bt" and "pair".
         learn_tau: None for a fixed temperature; or a learned one that starts at ``tau``: "one", or
             one for each block, "per_block".
         scalar_weight, cyclic_weight, clip: of a hybrid head.
@@ -64,6 +70,15 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         label_smoothing: of the loss, in [0, 1).
         max_sequence_length: most tokens of a conversation given as text; None: 2048, or what the
             backbone has positions for.
+        criteria: names of several criteria, each of which gets scores and labels of its own, by a
+            :class:`MultiCriteriaHead`; with head="gpm" and the logistic loss. None: one preference.
+        criteria_mode: what the criteria share: "heads", the backbone alone, each has an embedding
+            of width ``dim``; or "gates", one embedding, of which each weighs the blocks in its own
+            way: smaller, and as good where criteria mostly agree, but where they do not it learns
+            far more slowly. See :class:`MultiCriteriaHead`.
+        criteria_weights: what each criterion weighs in the one preference that scores, rankings and
+            evaluations go by, s = sum_c weight_c s_c: by name (others weigh 0), or a number for
+            each. None: 1 / C each.
         text_format: how a conversation becomes tokens: "chat" (the tokenizer's chat template),
             "plain" ("Human: ... Assistant: ..."), or "published" (the convention of the GPM paper's
             checkpoints); None: "chat" for a causal backbone whose tokenizer has a template, else
@@ -82,7 +97,14 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
 
     model_type = "general_preference"
     sub_configs = {"backbone_config": AutoConfig}  # noqa: RUF012 (as transformers declares it)
-    keys_to_ignore_at_inference = ["embeddings", "scale", "probability"]  # noqa: RUF012
+    keys_to_ignore_at_inference = [  # noqa: RUF012 (as transformers declares it)
+        "embeddings",
+        "scale",
+        "probability",
+        "criteria_probability",
+        "criteria_loss",
+        "criteria_scale",
+    ]
 
     def __init__(
         self,
@@ -106,13 +128,16 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         label_smoothing: float = 0.0,
         max_sequence_length: int | None = None,
         text_format: TextFormat | None = None,
+        criteria: Sequence[str] | None = None,
+        criteria_mode: Literal["heads", "gates"] = "heads",
+        criteria_weights: CriteriaWeights | None = None,
         **kwargs: Any,
     ) -> None:
         # transformers builds a configuration without arguments to learn its defaults.
         self.backbone_config = _as_config(backbone_config)
         self.head, self.dim, self.gate, self.normalize = head, dim, gate, normalize
         self.init, self.bias = init, bias
-        self.tau = (1.0 if head == "bt" else 0.1) if tau is None else tau
+        self.tau = (1.0 if head in ("bt", "pair") else 0.1) if tau is None else tau
         self.learn_tau = learn_tau
         self.scalar_weight, self.cyclic_weight, self.clip = scalar_weight, cyclic_weight, clip
         if pooling is None:
@@ -123,6 +148,12 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         self.label_smoothing = label_smoothing
         self.max_sequence_length = max_sequence_length
         self.text_format = text_format
+        # As JSON has it, so that a stored configuration equals the one that it was stored from.
+        self.criteria = list(criteria) if isinstance(criteria, tuple) else criteria
+        self.criteria_mode = criteria_mode
+        if isinstance(criteria_weights, Mapping):
+            criteria_weights = dict(criteria_weights)
+        self.criteria_weights: CriteriaWeights | None = criteria_weights
         self.check()
         # transformers passes a model's way of attention on to the parts of its configuration, also
         # where none is chosen: a loaded backbone keeps its own.
@@ -138,12 +169,14 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             ("learn_tau", self.learn_tau, LEARN_TAU),
             ("loss", self.loss, LOSSES),
             ("text_format", self.text_format, (None, *TEXT_FORMATS)),
+            ("criteria_mode", self.criteria_mode, MODES),
         ):
             if value not in known:
                 listed = ", ".join(map(repr, known))
                 raise ValueError(f"{name} must be one of {listed}; got {value!r}")
-        if self.head == "bt" and self.gate is not None:
-            raise ValueError("a Bradley-Terry head has no blocks to gate: leave gate out")
+        if self.head in ("bt", "pair") and self.gate is not None:
+            name = "Bradley-Terry" if self.head == "bt" else "pair"
+            raise ValueError(f"a {name} head has no blocks to gate: leave gate out")
         if getattr(self.backbone_config, "model_type", None) == self.model_type:
             raise ValueError(
                 "the backbone is a preference model itself: load it with "
@@ -161,6 +194,23 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             )
         # The head's own checks, on the smallest head of its kind.
         self.build_head(1)
+        self._check_criteria()
+
+    def _check_criteria(self) -> None:
+        if self.criteria is None:
+            if self.criteria_weights is not None or self.criteria_mode != "heads":
+                raise ValueError("criteria_mode and criteria_weights need criteria, their names")
+            return
+        if self.head != "gpm" or self.loss != "logistic":
+            raise ValueError(
+                "several criteria need head='gpm' and loss='logistic'; got "
+                f"head={self.head!r} and loss={self.loss!r}"
+            )
+        if self.bias is not None and self.bias != (self.init == "anchored"):
+            raise ValueError(
+                "a head of several criteria has a bias with init='anchored' only: leave bias out"
+            )
+        resolve_weights(self.criteria, self.criteria_weights)
 
     @property
     def causal(self) -> bool:
@@ -179,9 +229,22 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             return self
         return self.backbone_config.get_text_config(*args, **kwargs)
 
-    def build_head(self, hidden_size: int) -> PreferenceHead | BradleyTerryHead | HybridHead:
+    def build_head(
+        self, hidden_size: int
+    ) -> PreferenceHead | BradleyTerryHead | HybridHead | MultiCriteriaHead:
         """A new head for hidden states of width ``hidden_size``."""
-        if self.head == "bt":
+        if self.criteria is not None:
+            return MultiCriteriaHead(
+                hidden_size,
+                self.dim,
+                self.criteria,
+                self.criteria_mode,
+                self.gate,
+                self.normalize,
+                init=self.init,
+                tau=self.tau,
+            )
+        if self.head in ("bt", "pair"):
             return BradleyTerryHead(hidden_size, tau=self.tau, bias=bool(self.bias))
         if self.head == "gpm":
             return PreferenceHead(
@@ -213,8 +276,8 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
             return None
         if self.learn_tau == "one":
             return Temperature(self.tau)
-        blocks = {"gpm": self.dim // 2, "bt": 1, "hybrid": 1 + self.dim // 2}[self.head]
-        return Temperature(self.tau, blocks)
+        blocks = {"gpm": self.dim // 2, "hybrid": 1 + self.dim // 2}
+        return Temperature(self.tau, blocks.get(self.head, 1))
 
 
 def _as_config(value: PretrainedConfig | dict[str, Any] | None) -> PretrainedConfig | None:

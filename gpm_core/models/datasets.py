@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpm_core.data import DataError
+from gpm_core.data.criteria import parse_targets
 from gpm_core.models.collation import PairEncoder, TooLong, as_pair, pair_encoder
 from gpm_core.models.text import Row
 
@@ -46,7 +47,8 @@ def tokenize_dataset(
         max_length: most tokens of a conversation; None, or more: the model's limit.
         too_long: "cut" longer ones, or "drop" their pairs.
         target_column: the probability in [0, 1] that the chosen reply is preferred, if there is
-            such a column.
+            such a column. For a model of several criteria there must be one, with a label for each:
+            a mapping by name, or a list in their order; None or nan where there is no label.
         num_proc: processes to work with; streams use one.
         name: what errors and progress bars call it.
 
@@ -76,10 +78,11 @@ def tokenize_dataset(
         return dataset
     has_margin = "margin" in columns
     number = library.Value("float64")
+    criteria = model.config.criteria is not None
     features = {
         "input_ids": [[library.Value("int64")]],
         "prompt_lengths": [library.Value("int64")],
-        "labels": number,
+        "labels": [number] if criteria else number,
         "length": library.Value("int64"),
         **({"margin": number} if has_margin else {}),
     }
@@ -123,7 +126,7 @@ def _encode_batch(
         for index, record in zip(indices, records, strict=True):
             _refuse_unread(record)
             try:
-                pairs.append(as_pair(record, index + 1))
+                pairs.append(as_pair(record, index + 1, encoder.criteria))
             except DataError as error:
                 raise DataError(f"{name}, {error}") from error.__cause__
         rows = encoder(pairs)
@@ -133,13 +136,21 @@ def _encode_batch(
 
 
 def _rows_of_ids(encoder: PairEncoder, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    if encoder.together:
+        raise ValueError(
+            "this model reads both responses of a pair in one text, which it writes itself: the "
+            "data must be texts or messages, not token ids"
+        )
     rows = []
     for record in records:
+        target = record["target"]
+        if encoder.criteria:
+            target = list(parse_targets(target, encoder.criteria).values())
         length = record.get("prompt_length") or 0
         row = encoder.row(
             Row(record["chosen_ids"], length),
             Row(record["rejected_ids"], length),
-            target=record["target"],
+            target=target,
             margin=record.get("margin"),
         )
         rows += [] if row is None else [row]

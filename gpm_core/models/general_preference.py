@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PreTrainedModel
-from transformers.utils.generic import ModelOutput
 
-from gpm_core import ops
 from gpm_core.heads import _Head
 from gpm_core.losses import Temperature
 from gpm_core.models import checkpoints
@@ -25,28 +22,12 @@ from gpm_core.models._batches import (
 )
 from gpm_core.models.backbone import pool
 from gpm_core.models.configuration import GeneralPreferenceConfig
-from gpm_core.models.pair_loss import configured_loss
+from gpm_core.models.criteria import CriteriaWeights, flat_embeddings, head_scale
+from gpm_core.models.language_model_head import LanguageModelHead
+from gpm_core.models.outputs import GeneralPreferenceOutput
+from gpm_core.models.pair_loss import model_output
 from gpm_core.models.standardization import Standardization
 from gpm_core.models.text_interface import TextInterface
-
-
-@dataclass
-class GeneralPreferenceOutput(ModelOutput):  # type: ignore[misc]
-    """What :meth:`GeneralPreferenceModel.forward` returns; None where it does not apply.
-
-    Attributes:
-        loss: () mean loss of the pairs.
-        score: (B,) s(chosen > rejected) of the pairs, without gradient.
-        probability: (B,) sigmoid((score - margin) / tau), without gradient.
-        embeddings: (N, d) or (B, K, d) preference embeddings.
-        scale: (N, k) or (B, k) weight of the blocks (gate values), None without a gate.
-    """
-
-    loss: Tensor | None = None
-    score: Tensor | None = None
-    probability: Tensor | None = None
-    embeddings: Tensor | None = None
-    scale: Tensor | None = None
 
 
 class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[misc]
@@ -66,6 +47,8 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
         head: the head; its linear layers are ``head.value_head`` and, for a gate,
             ``head.prompt_head``.
         temperature: the learned temperature, or None.
+        language_model_head: None, or what :meth:`forward` computes log-probabilities of responses
+            with, for losses that regularise; it is not stored.
 
     Raises:
         ValueError: if the configuration has no backbone, or an encoder-decoder.
@@ -119,6 +102,7 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
             self.feature_standardization = Standardization(config.hidden_size)
             if config.gate is not None:
                 self.prompt_standardization = Standardization(config.hidden_size)
+        self.language_model_head: LanguageModelHead | None = None
         #: Reads texts; None until one is set.
         self.tokenizer: Any = None
         self.post_init()
@@ -254,13 +238,17 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
             prompt_lengths: tokens of the prompt at the start of each conversation, padding not
                 counted, (N,) or (B,) or (B, K); needed by a gate.
             margin: (B,) what the score must exceed (with loss="regression": what it is to be).
-            labels: (B,) probability in [0, 1] that the chosen response is preferred; None for 1.
+            labels: (B,) probability in [0, 1] that the chosen response is preferred; of C criteria
+                (B, C), nan where there is no label. None for 1.
 
         Returns:
-            Embeddings and scale; for K = 2 also loss, score and probability.
+            Embeddings and scale; for K = 2 also loss, score and probability, of several criteria
+            those of each, too (and log-probabilities of the responses, see
+            :attr:`language_model_head`).
 
         Raises:
-            ValueError: for wrong shapes, a row without tokens, or a gate without prompt_lengths.
+            ValueError: for wrong shapes, a row without tokens, a gate without prompt_lengths, or a
+                margin for several criteria.
         """
         ids, mask, lengths = flatten(input_ids, attention_mask, prompt_lengths)
         if self._gated and lengths is None:
@@ -268,37 +256,34 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
                 f"this model has a {self.config.gate} gate: pass prompt_lengths, the number of "
                 "tokens of each prompt"
             )
-        embeddings, scale = self._embed_rows(ids, mask, lengths, group_size(input_ids))
-        if input_ids.dim() == 2:
-            return GeneralPreferenceOutput(embeddings=embeddings, scale=scale)
-        embeddings = embeddings.unflatten(0, input_ids.shape[:2])
-        if input_ids.shape[1] != 2:
-            return GeneralPreferenceOutput(embeddings=embeddings, scale=scale)
-        # Scores, margins and labels are not to be rounded to the half precision of the weights.
-        wide = torch.promote_types(embeddings.dtype, torch.float32)
-        chosen, rejected = embeddings.to(wide).unbind(1)
-        weights = None if scale is None else scale.to(wide)
-        loss, probability, _ = configured_loss(
-            self.config,
-            self.config.tau if self.temperature is None else self.temperature(),
-            (chosen, rejected, weights),
-            None if margin is None else margin.to(wide),
-            None if labels is None else labels.to(wide),
-        )
-        with torch.no_grad():
-            score = ops.score(chosen, rejected, weights)
-        # A copy, not a view: FSDP2 hooks the backward pass onto outputs, and warns of views.
-        return GeneralPreferenceOutput(loss, score, probability, embeddings.clone(), scale)
-
-    def _embed_rows(
-        self, ids: Tensor, mask: Tensor, lengths: Tensor | None, group: int
-    ) -> tuple[Tensor, Tensor | None]:
-        """Embeddings (N, d) of N rows, and the scale (N / group, k) of each group of them."""
         ids, mask = pad_on_the_right(ids, mask)
         hidden = self._hidden(ids, mask)
-        embeddings = self._embed_hidden(hidden, mask)
+        embeddings, scale = self._embed_rows(hidden, ids, mask, lengths, group_size(input_ids))
+        if input_ids.dim() == 3:
+            embeddings = embeddings.unflatten(0, input_ids.shape[:2])
+        output = model_output(self, embeddings, scale, margin, labels)
+        if output.loss is not None and self.language_model_head is not None:
+            output["logps"], output["response_lengths"] = self.language_model_head.of_pairs(
+                hidden, ids, mask, lengths, self.get_input_embeddings().weight
+            )
+        return output
+
+    def _given_weights(self) -> CriteriaWeights | None:
+        weights: CriteriaWeights | None = self.config.criteria_weights
+        return weights
+
+    def _keep_weights(self, weights: dict[str, float] | None) -> None:
+        self.config.criteria_weights = weights
+
+    def _embed_rows(
+        self, hidden: Tensor, ids: Tensor, mask: Tensor, lengths: Tensor | None, group: int
+    ) -> tuple[Tensor, Tensor | None]:
+        """Embeddings (N, d) of N rows, and the scale of each group of them: (N / group, k), of C
+        criteria (N / group, C, k); without a gate (C, k), or None.
+        """
+        embeddings = flat_embeddings(self.head, self._embed_hidden(hidden, mask))
         if lengths is None or not self._gated:
-            return embeddings, self.head.scale()
+            return embeddings, head_scale(self.head)
         check_lengths(lengths, mask)
         # In training all processes are to pass through the backbone equally often.
         alone = self.config.causal or (not self.training and _is_whole(lengths, mask))
@@ -342,7 +327,7 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
     def _scale_of(self, prompt_hidden: Tensor) -> Tensor | None:
         if self.config.standardize:
             prompt_hidden = self.prompt_standardization(prompt_hidden.float())
-        return self.head.scale(self._as_weight(prompt_hidden))
+        return head_scale(self.head, self._as_weight(prompt_hidden))
 
     def _as_weight(self, hidden: Tensor) -> Tensor:
         # Operations widen under autocast, and parameters are then of another dtype than values.

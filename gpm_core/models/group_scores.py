@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gpm_core import ops
+from gpm_core.models.criteria import CriteriaInterface, combined_scale, each_embedding
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,13 @@ class RankedResponse:
 class GroupScores:
     """All pairs of K responses: ``score`` and ``probability``, (K, K) float32 on the CPU.
 
-    Against M others (K, M), and then without means or a ranking.
+    Against M others (K, M), and then without means or a ranking. Of a model of several criteria
+    these are of the one preference that they make; ``criteria`` has those of each, by name.
     """
 
     score: Tensor
     probability: Tensor
+    criteria: Mapping[str, GroupScores] = field(default_factory=dict)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean probability and mean score (K,) of each response against the others."""
@@ -69,11 +72,13 @@ class GroupEmbeddings:
         embeddings: (K, d) float32.
         scale: (d / 2,) float32, weight of each block for this prompt, or None for one.
         tau: temperature of probabilities: a number, or (d / 2,) float32, one for each block.
+        criteria: of a model of several criteria, the same as each of them sees it, by name.
     """
 
     embeddings: Tensor
     scale: Tensor | None
     tau: float | Tensor
+    criteria: Mapping[str, GroupEmbeddings] = field(default_factory=dict)
 
     def logit_scale(self) -> tuple[Tensor | None, float]:
         """Scale and temperature that give P = sigmoid(s / tau) as operations take them.
@@ -85,7 +90,10 @@ class GroupEmbeddings:
         return (1 / self.tau if self.scale is None else self.scale / self.tau), 1.0
 
     def against(self, others: Tensor) -> GroupScores:
-        """All pairs of these responses and M others to the prompt, embeddings (M, d): (K, M)."""
+        """All pairs of these responses and M others to the prompt, embeddings (M, d): (K, M).
+
+        Of several criteria, those of the one preference that they make alone.
+        """
         others = others.to(self.embeddings)
         scale, tau = self.logit_scale()
         return GroupScores(
@@ -99,13 +107,16 @@ class GroupEmbeddings:
         return GroupScores(
             ops.score_matrix(self.embeddings, self.scale).cpu(),
             ops.probability_matrix(self.embeddings, scale, tau=tau).cpu(),
+            {name: criterion.scores() for name, criterion in self.criteria.items()},
         )
 
 
-class GroupScoring:
+class GroupScoring(CriteriaInterface):
     """Scores, probabilities and rankings of responses, from all pairs of a group.
 
-    K responses are encoded once each, whatever is asked of them.
+    K responses are encoded once each, whatever is asked of them. Of several criteria, all go by the
+    one preference that they make (:meth:`set_criteria_weights`), or by the ``criterion`` that is
+    named.
     """
 
     def embed_groups(
@@ -129,6 +140,27 @@ class GroupScoring:
         """
         raise NotImplementedError(f"{type(self).__name__} does not define embed_groups")
 
+    def _described(
+        self, embeddings: Tensor, scale: Tensor | None, tau: float | Tensor
+    ) -> GroupEmbeddings:
+        """K responses from what the head says: embeddings (K, d), scale (k,) or None; of C criteria
+        (K, d) or (K, C d), and (C, k).
+        """
+        embeddings, scale = embeddings.float(), None if scale is None else scale.float()
+        if not self.criteria:
+            return GroupEmbeddings(embeddings, scale, tau)
+        assert scale is not None
+        each = each_embedding(self.head, embeddings).unbind(dim=1)
+        taus = tau.chunk(len(each)) if isinstance(tau, Tensor) else [tau] * len(each)
+        copies = len(self.criteria) // len(each)  # all share one, or each has its own
+        parts = zip(self.criteria, [*each] * copies, scale, [*taus] * copies, strict=True)
+        return GroupEmbeddings(
+            embeddings,
+            combined_scale(scale, [*self.criteria_weights.values()], self.head.mode),
+            tau,
+            {name: GroupEmbeddings(*part) for name, *part in parts},
+        )
+
     def _score_many(
         self,
         prompts: Sequence[Any],
@@ -142,43 +174,55 @@ class GroupScoring:
         for group in groups:
             yield group.scores()
 
-    def _group(self, prompt: Any, responses: Sequence[Any]) -> GroupScores:
+    def _group(
+        self, prompt: Any, responses: Sequence[Any], criterion: str | None = None
+    ) -> GroupScores:
         if not len(responses):
             raise ValueError("responses must hold at least one response; got none")
-        return next(
+        if criterion is not None and criterion not in self.criteria:
+            known = ", ".join(self.criteria) or "none, but one preference"
+            raise ValueError(f"unknown criterion {criterion!r}; the model has {known}")
+        scores = next(
             iter(self._score_many([prompt], [responses], batch_size=min(len(responses), 32)))
         )
+        return scores if criterion is None else scores.criteria[criterion]
 
-    def score(self, prompt: Any, a: Any, b: Any) -> float:
+    def score(self, prompt: Any, a: Any, b: Any, *, criterion: str | None = None) -> float:
         """s(a > b), above zero where ``a`` is preferred to ``b`` as a reply to ``prompt``."""
-        return float(self._group(prompt, [a, b]).score[0, 1])
+        return float(self._group(prompt, [a, b], criterion).score[0, 1])
 
-    def compare(self, prompt: Any, a: Any, b: Any) -> float:
+    def compare(self, prompt: Any, a: Any, b: Any, *, criterion: str | None = None) -> float:
         """P(a > b) in [0, 1]: how probable it is that ``a`` is preferred to ``b``."""
-        return float(self._group(prompt, [a, b]).probability[0, 1])
+        return float(self._group(prompt, [a, b], criterion).probability[0, 1])
 
-    def score_matrix(self, prompt: Any, responses: Sequence[Any]) -> Tensor:
+    def score_matrix(
+        self, prompt: Any, responses: Sequence[Any], *, criterion: str | None = None
+    ) -> Tensor:
         """S (K, K) float32 of K responses: S[i, j] = s(i > j), before division by tau.
 
         Raises:
-            ValueError: if there are no responses.
+            ValueError: if there are no responses, or no such criterion.
         """
-        return self._group(prompt, responses).score
+        return self._group(prompt, responses, criterion).score
 
-    def preference_matrix(self, prompt: Any, responses: Sequence[Any]) -> Tensor:
+    def preference_matrix(
+        self, prompt: Any, responses: Sequence[Any], *, criterion: str | None = None
+    ) -> Tensor:
         """P (K, K) float32 of K responses: P[i, j] that response i is preferred to j.
 
         Raises:
-            ValueError: if there are no responses.
+            ValueError: if there are no responses, or no such criterion.
         """
-        return self._group(prompt, responses).probability
+        return self._group(prompt, responses, criterion).probability
 
-    def rank(self, prompt: Any, responses: Sequence[Any]) -> list[RankedResponse]:
+    def rank(
+        self, prompt: Any, responses: Sequence[Any], *, criterion: str | None = None
+    ) -> list[RankedResponse]:
         """The responses by mean probability of being preferred to the others, the best first.
 
         Raises:
-            ValueError: if there are no responses.
+            ValueError: if there are no responses, or no such criterion.
         """
-        scores = self._group(prompt, responses)
+        scores = self._group(prompt, responses, criterion)
         probability, score = (values.tolist() for values in scores.means())
         return [RankedResponse(i, responses[i], probability[i], score[i]) for i in scores.ranking()]

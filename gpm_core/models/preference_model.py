@@ -12,17 +12,22 @@ from torch import Tensor, nn
 
 from gpm_core.data.messages import Message, PromptLike, as_messages
 from gpm_core.data.pairs import ResponseGroup
+from gpm_core.heads import PairPreferenceHead
+from gpm_core.losses import Temperature
 from gpm_core.models.backbone import TextBackbone
+from gpm_core.models.criteria import CriteriaWeights, flat_embeddings, head_scale
 from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
 from gpm_core.models.storage import (
     WEIGHTS,
     Head,
     build_head,
+    build_temperature,
     check_names,
     head_config,
     load_exactly,
     load_tensors,
     read_config,
+    temperature_config,
     write_model,
 )
 from gpm_core.models.text import Passage, dialogue_passage, last_user_turn
@@ -56,16 +61,20 @@ class PreferenceModel(GroupScoring, nn.Module):
     Args:
         backbone: gives one vector per text.
         head: a head of :mod:`gpm_core.heads` for features of :attr:`feature_size`.
+        criteria_weights: of a head of several criteria, what each weighs in the one preference that
+            they make; see :meth:`set_criteria_weights`. None for equal weights.
         view: what a response is represented by: the encoding of the reply alone ("response"), of
             prompt and reply ("dialogue"), or "both" side by side; "auto" is "dialogue" for causal
             language models and "both" for encoders. The prompt of a gate is represented likewise:
             the user's last turn, the prompt so far, or both.
+        temperature: a learned one, in place of the head's ``tau``; or None.
 
     Buffers: ``feature_mean``, ``feature_std``, ``prompt_mean``, ``prompt_std``, (F,) float32, the
     identity until :meth:`set_standardization`.
 
     Raises:
-        ValueError: if the head's hidden size is not that of the features.
+        ValueError: if the head's hidden size is not that of the features, or weights do not fit its
+            criteria.
 
     Example:
         >>> from gpm_core.heads import PreferenceHead
@@ -80,7 +89,15 @@ class PreferenceModel(GroupScoring, nn.Module):
     prompt_mean: Tensor
     prompt_std: Tensor
 
-    def __init__(self, backbone: TextBackbone, head: Head, *, view: View = "auto") -> None:
+    def __init__(
+        self,
+        backbone: TextBackbone,
+        head: Head,
+        *,
+        view: View = "auto",
+        criteria_weights: CriteriaWeights | None = None,
+        temperature: Temperature | None = None,
+    ) -> None:
         super().__init__()
         self.view = resolve_view(view, backbone)
         #: F, the width of the features.
@@ -90,10 +107,19 @@ class PreferenceModel(GroupScoring, nn.Module):
                 f"the head must be built for hidden_size={self.feature_size} (view {self.view!r} "
                 f"of a backbone of width {backbone.hidden_size}); got {head.hidden_size}"
             )
-        self.backbone, self.head = backbone, head
+        self.backbone, self.head, self.temperature = backbone, head, temperature
+        self._weights: dict[str, float] | None = None
+        if criteria_weights is not None:
+            self.set_criteria_weights(criteria_weights)
         for name in ("feature", "prompt"):
             self.register_buffer(f"{name}_mean", torch.zeros(self.feature_size))
             self.register_buffer(f"{name}_std", torch.ones(self.feature_size))
+
+    def _given_weights(self) -> CriteriaWeights | None:
+        return self._weights
+
+    def _keep_weights(self, weights: dict[str, float] | None) -> None:
+        self._weights = weights
 
     def set_standardization(self, kind: Literal["feature", "prompt"], statistics: Any) -> None:
         """Set (mean, std) (F,) of the responses' features, or of the prompts'."""
@@ -175,8 +201,11 @@ class PreferenceModel(GroupScoring, nn.Module):
         return self.standardize_prompts(raw) if responses is None else self.standardize(raw)
 
     def forward(self, prompts: Sequence[PromptLike], responses: Sequence[str]) -> Tensor:
-        """Preference embeddings (N, d) of N responses in one batch, with gradients."""
-        return self.head.embed(self.hidden(prompts, responses))
+        """Preference embeddings (N, d) of N responses in one batch, with gradients.
+
+        Of a head with an embedding for each of C criteria, these in a row, (N, C d).
+        """
+        return flat_embeddings(self.head, self.head.embed(self.hidden(prompts, responses)))
 
     @torch.no_grad()
     def embed(
@@ -187,9 +216,13 @@ class PreferenceModel(GroupScoring, nn.Module):
         batch_size: int = 32,
         progress: bool = False,
     ) -> Tensor:
-        """Preference embeddings (N, d) of N responses to N prompts, without gradients."""
+        """Preference embeddings (N, d) of N responses to N prompts, without gradients.
+
+        Of a head with an embedding for each of C criteria, these in a row, (N, C d).
+        """
         raw = self.features(prompts, responses, batch_size=batch_size, progress=progress)
-        return self.head.embed(self.standardize(raw.to(self.feature_mean.device)))
+        hidden = self.standardize(raw.to(self.feature_mean.device))
+        return flat_embeddings(self.head, self.head.embed(hidden))
 
     def score_groups(
         self, groups: Sequence[ResponseGroup], *, batch_size: int = 32, progress: bool = False
@@ -220,8 +253,46 @@ class PreferenceModel(GroupScoring, nn.Module):
             progress: show a progress bar on stderr.
 
         Raises:
+            NotImplementedError: if the head scores pairs without embeddings.
             ValueError: for a group without a response, or a number of prompts other than N.
         """
+        states = self._group_states(prompts, responses, batch_size=batch_size, progress=progress)
+        for rows, gate in states:
+            yield self._described(
+                flat_embeddings(self.head, self.head.embed(rows)),
+                head_scale(self.head, gate),
+                self._tau(),
+            )
+
+    @torch.no_grad()
+    def _score_many(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[Sequence[str]],
+        *,
+        batch_size: int,
+        progress: bool = False,
+    ) -> Iterator[GroupScores]:
+        how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        if not isinstance(self.head, PairPreferenceHead):
+            yield from super()._score_many(prompts, responses, **how)
+            return
+        tau = self._tau()
+        for rows, _ in self._group_states(prompts, responses, **how):
+            yield GroupScores(
+                self.head.score_matrix(rows).float().cpu(),
+                self.head.probability_matrix(rows, tau=float(tau)).float().cpu(),
+            )
+
+    def _group_states(
+        self,
+        prompts: Sequence[PromptLike],
+        responses: Sequence[Sequence[str]],
+        *,
+        batch_size: int,
+        progress: bool,
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Standardized features (K, F) of each group, and those (F,) of its prompt for a gate."""
         if len(prompts) != len(responses):
             raise ValueError(
                 f"there must be one prompt per group; got {len(prompts)} prompts and "
@@ -243,12 +314,17 @@ class PreferenceModel(GroupScoring, nn.Module):
         for some, gate in zip(responses, gates, strict=True):
             rows = hidden[start : start + len(some)]
             start += len(some)
-            scale = self.head.scale(gate)
-            yield GroupEmbeddings(
-                self.head.embed(rows).float(),
-                None if scale is None else scale.float(),
-                float(self.head.tau),
-            )
+            yield rows, gate
+
+    def _tau(self) -> float | Tensor:
+        """The temperature of probabilities: a number, or one for each block of an embedding."""
+        if self.temperature is None:
+            return float(self.head.tau)
+        tau = self.temperature().detach().float()
+        if not tau.dim():
+            return tau.item()
+        rows = len(self.criteria) if self.criteria and self.head.mode == "heads" else 1
+        return tau.repeat(rows)
 
     def saved_tensors(self) -> dict[str, Tensor]:
         """All of the state that the backbone's own files do not hold, by state-dict name."""
@@ -277,6 +353,10 @@ class PreferenceModel(GroupScoring, nn.Module):
             "view": self.view,
             "head": head_config(self.head),
         }
+        if self.temperature is not None:
+            config["temperature"] = temperature_config(self.temperature)
+        if self.criteria:
+            config["criteria_weights"] = self.criteria_weights
         write_model(folder, self.saved_tensors(), config)
 
     @classmethod
@@ -299,7 +379,14 @@ class PreferenceModel(GroupScoring, nn.Module):
                 f"{folder}: the backbone {name or 'MiniLM'!r} is not the one this model was "
                 "trained with (its weights or tokenizer have changed)"
             )
-        model = cls(backbone, build_head(config["head"]), view=config["view"])
+        model = cls(
+            backbone,
+            build_head(config["head"]),
+            view=config["view"],
+            temperature=build_temperature(config.get("temperature")),
+        )
+        if config.get("criteria_weights") is not None:
+            model.set_criteria_weights(config["criteria_weights"])
         tensors = load_tensors(folder / WEIGHTS)
         check_names(set(model.saved_tensors()), set(tensors), str(folder / WEIGHTS))
         load_exactly(model, tensors, str(folder / WEIGHTS))

@@ -13,21 +13,36 @@ from torch import Tensor, nn
 
 from gpm_core._version import __version__
 from gpm_core.data.files import atomic_folder, read_json, write_json
-from gpm_core.heads import BradleyTerryHead, HybridHead, PreferenceHead
+from gpm_core.heads import (
+    BradleyTerryHead,
+    HybridHead,
+    MultiCriteriaHead,
+    PairPreferenceHead,
+    PreferenceHead,
+)
+from gpm_core.losses import Temperature
 
 FORMAT = "gpm_core.preference_model"
 FORMAT_VERSION = 2
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
-Head = PreferenceHead | BradleyTerryHead | HybridHead
+Head = PreferenceHead | BradleyTerryHead | HybridHead | MultiCriteriaHead | PairPreferenceHead
 
 _HEADS: dict[str, type[Head]] = {
-    kind.__name__: kind for kind in (PreferenceHead, BradleyTerryHead, HybridHead)
+    kind.__name__: kind
+    for kind in (
+        PreferenceHead,
+        BradleyTerryHead,
+        HybridHead,
+        MultiCriteriaHead,
+        PairPreferenceHead,
+    )
 }
 _OPTIONS: dict[str, tuple[str, ...]] = {
     "PreferenceHead": ("hidden_size", "dim", "gate", "normalize", "init", "tau"),
     "BradleyTerryHead": ("hidden_size", "tau"),
+    "PairPreferenceHead": ("hidden_size", "width", "tau"),
     "HybridHead": (
         "hidden_size",
         "dim",
@@ -36,6 +51,16 @@ _OPTIONS: dict[str, tuple[str, ...]] = {
         "scalar_weight",
         "cyclic_weight",
         "clip",
+        "init",
+        "tau",
+    ),
+    "MultiCriteriaHead": (
+        "hidden_size",
+        "dim",
+        "criteria",
+        "mode",
+        "gate",
+        "normalize",
         "init",
         "tau",
     ),
@@ -48,7 +73,7 @@ def head_config(head: Head) -> dict[str, Any]:
     if kind not in _HEADS:
         raise TypeError(f"head must be one of {', '.join(_HEADS)}; got {kind}")
     options = {name: getattr(head, name) for name in _OPTIONS[kind]}
-    if kind != "HybridHead":
+    if isinstance(head, (PreferenceHead, BradleyTerryHead)):
         options["bias"] = head.value_head.bias is not None
     return {"class": kind, "options": options}
 
@@ -66,6 +91,25 @@ def build_head(config: dict[str, Any]) -> Head:
         return _HEADS[kind](**config["options"])
     except (TypeError, KeyError) as error:
         raise ValueError(f"the options of the head {kind} do not fit: {error}") from error
+
+
+def temperature_config(temperature: Temperature) -> dict[str, Any]:
+    """The options of a learned temperature, as JSON that :func:`build_temperature` reads."""
+    return {name: getattr(temperature, name) for name in ("initial", "blocks", "minimum")}
+
+
+def build_temperature(config: dict[str, Any] | None) -> Temperature | None:
+    """The temperature that :func:`temperature_config` described, at its start; None of None.
+
+    Raises:
+        ValueError: for options that it does not take.
+    """
+    if config is None:
+        return None
+    try:
+        return Temperature(**config)
+    except TypeError as error:
+        raise ValueError(f"the options of the temperature do not fit: {error}") from error
 
 
 def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor]) -> None:

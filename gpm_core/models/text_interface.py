@@ -22,7 +22,9 @@ from gpm_core.models.conversations import (
     resolve_text_format,
     rows_of_ids,
 )
+from gpm_core.models.criteria import combined_scale
 from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
+from gpm_core.models.pair_reading import pair_scores
 from gpm_core.models.text import Row
 
 
@@ -89,6 +91,16 @@ class TextInterface(GroupScoring):
         self, rows: Sequence[Row], batch_size: int, progress: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Embeddings (N, d) and scale (N, k) or (k,) of N rows, each of which is read once."""
+        embeddings, scale = self._encode_criteria(rows, batch_size, progress)
+        if scale is not None and self.criteria:
+            scale = combined_scale(scale, [*self.criteria_weights.values()], self.head.mode)
+        return embeddings, scale
+
+    @torch.no_grad()
+    def _encode_criteria(
+        self, rows: Sequence[Row], batch_size: int, progress: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The same, but that a scale of C criteria is (N, C, k) or (C, k)."""
         self._check_prompts(rows)
         with (
             evaluating(self),
@@ -106,7 +118,9 @@ class TextInterface(GroupScoring):
             return embeddings, scale[[index[start] for start in starts]]
 
     def _read(self, rows: Sequence[Row], batch_size: int, bar: Any) -> tuple[Tensor, Tensor | None]:
-        """What ``forward`` says of N rows: embeddings (N, d), scale (N, k) or (k,)."""
+        """What ``forward`` says of N rows: embeddings (N, d), scale (N, k) or (k,), of C criteria
+        (N, C, k) or (C, k).
+        """
         order: list[int] = []
         outputs = []
         for members, (ids, mask, lengths) in self._batches(rows, batch_size):
@@ -116,9 +130,8 @@ class TextInterface(GroupScoring):
                 bar.update(len(members))
         back = torch.tensor(order, device=self.device).argsort()
         embeddings = torch.cat([output.embeddings for output in outputs])[back]
-        if self._gated:
-            return embeddings, torch.cat([output.scale for output in outputs])[back]
-        return embeddings, outputs[0].scale
+        scales = [o.criteria_scale if self.criteria else o.scale for o in outputs]
+        return embeddings, torch.cat(scales)[back] if self._gated else scales[0]
 
     def _output(self, ids: Tensor, mask: Tensor, lengths: Tensor | None) -> Any:
         """Embeddings (N, d) and scale of padded rows of token ids (N, T), in an object."""
@@ -147,7 +160,9 @@ class TextInterface(GroupScoring):
             )
 
     def _learned_tau(self) -> Tensor | None:
-        """The learned temperature () or (k,) in float32, gathered if it is sharded; or None."""
+        """The learned temperature () or, for each block of the embeddings, (d / 2,), in float32,
+        gathered if it is sharded; or None.
+        """
         if self.temperature is None:
             return None
         raw = self.temperature.raw.detach()
@@ -156,6 +171,8 @@ class TextInterface(GroupScoring):
             tau: Tensor = functional_call(self.temperature, {"raw": raw}, ())
         else:
             tau = self.temperature()
+        if tau.dim() and self.criteria and self.head.mode == "heads":
+            tau = tau.repeat(len(self.criteria))
         return tau.detach().float()
 
     def embed(
@@ -175,8 +192,10 @@ class TextInterface(GroupScoring):
             progress: show a progress bar on stderr.
 
         Raises:
+            NotImplementedError: for ``head="pair"``, which reads no response by itself.
             ValueError: if there are no responses, ``batch_size`` is below 1, or as :meth:`rows`.
         """
+        self._check_alone()
         rows = self.rows(prompts, responses)
         if not rows:
             raise ValueError("responses must hold at least one response; got none")
@@ -192,6 +211,26 @@ class TextInterface(GroupScoring):
             batch_size=batch_size,
             progress=progress,
         )
+
+    def _check_alone(self) -> None:
+        if self.config.head == "pair":
+            raise NotImplementedError(
+                "this model reads both responses of a pair in one text, so one response has no "
+                "embedding; use score, compare, rank, score_matrix or preference_matrix"
+            )
+
+    def _score_many(
+        self,
+        prompts: Sequence[Any],
+        responses: Sequence[Sequence[Any]],
+        *,
+        batch_size: int,
+        progress: bool = False,
+    ) -> Iterator[GroupScores]:
+        how: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        if self.config.head == "pair":
+            return pair_scores(self, prompts, responses, **how)
+        return super()._score_many(prompts, responses, **how)
 
     def embed_groups(
         self,
@@ -210,8 +249,10 @@ class TextInterface(GroupScoring):
             progress: show a progress bar on stderr.
 
         Raises:
+            NotImplementedError: for ``head="pair"``.
             ValueError: for a group without a response, ``batch_size`` below 1, or as :meth:`rows`.
         """
+        self._check_alone()
         if len(prompts) != len(responses):
             raise ValueError(
                 f"there must be one prompt per group; got {len(prompts)} prompts and "
@@ -223,7 +264,7 @@ class TextInterface(GroupScoring):
         rows = self.rows(repeated, [response for some in responses for response in some])
         if not rows:
             return
-        embeddings, scale = self._encode(rows, batch_size, progress)
+        embeddings, scale = self._encode_criteria(rows, batch_size, progress)
         learned = self._learned_tau()
         tau: Any = self.config.tau if learned is None else learned
         tau = tau if learned is not None and learned.dim() else float(tau)
@@ -232,10 +273,6 @@ class TextInterface(GroupScoring):
             members = range(start, start + len(some))
             start += len(some)
             weights = scale
-            if scale is not None and scale.dim() == 2:
+            if scale is not None and self._gated:
                 weights = scale[max(members, key=lambda i: (rows[i].prompt_length, -i))]
-            yield GroupEmbeddings(
-                embeddings[members.start : members.stop].float(),
-                None if weights is None else weights.float(),
-                tau,
-            )
+            yield self._described(embeddings[members.start : members.stop], weights, tau)

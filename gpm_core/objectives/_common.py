@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from gpm_core.objectives.groups import GroupSizes, best_and_worst, take
+from gpm_core.objectives.groups import GroupSizes, best_and_worst_of
 
 Reduction = Literal["mean", "sum", "none"]
 
@@ -133,22 +133,23 @@ def per_token(name: str, logps: Tensor, lengths_name: str, lengths: Any) -> Tens
     return logps / lengths.to(logps.dtype).clamp(min=1)
 
 
-def pair_metrics(
-    chosen_rewards: Tensor, rejected_rewards: Tensor, chosen_logps: Tensor, rejected_logps: Tensor
-) -> dict[str, Tensor]:
-    """TRL's names and definitions; rewards are the implicit ones, beta times the log-ratio.
+def pair_metrics(rewards: Tensor, logps: Tensor) -> dict[str, Tensor]:
+    """TRL's names and definitions, of pairs (..., 2), the chosen first, without gradients.
 
-    As there, equal rewards are not counted as accurate, so that a policy that is still its
-    reference has accuracy 0.
+    Rewards are the implicit ones, beta times the log-ratio. As there, equal rewards are not
+    counted as accurate, so that a policy that is still its reference has accuracy 0.
     """
-    chosen, rejected = chosen_rewards.detach(), rejected_rewards.detach()
+    chosen, rejected = rewards.unbind(-1)
+    mean_rewards, mean_logps = (
+        pairs.reshape(-1, 2).mean(dim=0).unbind() for pairs in (rewards, logps)
+    )
     return {
-        "rewards/chosen": chosen.mean(),
-        "rewards/rejected": rejected.mean(),
-        "rewards/accuracies": (chosen > rejected).to(chosen.dtype).mean(),
+        "rewards/chosen": mean_rewards[0],
+        "rewards/rejected": mean_rewards[1],
+        "rewards/accuracies": (chosen > rejected).to(rewards.dtype).mean(),
         "rewards/margins": (chosen - rejected).mean(),
-        "logps/chosen": chosen_logps.detach().mean(),
-        "logps/rejected": rejected_logps.detach().mean(),
+        "logps/chosen": mean_logps[0],
+        "logps/rejected": mean_logps[1],
     }
 
 
@@ -165,13 +166,8 @@ def group_metrics(
     ``objective/kl`` is the mean log-ratio: of samples of the policy an unbiased estimate of
     KL(pi || pi_reference).
     """
-    log_ratios, logps = log_ratios.detach(), logps.detach()
-    best, worst = best_and_worst(targets, group_sizes)
-    metrics = pair_metrics(
-        beta * take(log_ratios, best, group_sizes),
-        beta * take(log_ratios, worst, group_sizes),
-        take(logps, best, group_sizes),
-        take(logps, worst, group_sizes),
-    )
+    log_ratios = log_ratios.detach()
+    ratios, logps = best_and_worst_of(targets, log_ratios, logps.detach(), group_sizes=group_sizes)
+    metrics = pair_metrics(beta * ratios, logps)
     metrics["objective/kl"] = log_ratios.mean()
     return metrics

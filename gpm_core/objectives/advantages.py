@@ -23,10 +23,9 @@ from gpm_core.objectives._common import check_float, check_number, check_positiv
 from gpm_core.objectives.groups import (
     GroupSizes,
     center,
-    check_group_sizes,
     group_mean,
     group_std,
-    segments,
+    lay_out,
 )
 
 __all__ = [
@@ -80,17 +79,19 @@ def _per_response(gate: Any, scores: Tensor, group_sizes: GroupSizes | None) -> 
     if gate is None:
         return torch.ones_like(scores)
     check_float("gate", gate, "of shape (..., k)")
-    sizes = None if group_sizes is None else check_group_sizes(group_sizes, scores.shape[0])
-    groups = scores.shape[:-2] if sizes is None else (len(sizes),)
+    layout = None
+    if group_sizes is not None:
+        layout = lay_out(group_sizes, scores.device, scores.shape[0])
+    groups = scores.shape[:-2] if layout is None else layout.counts.shape
     if gate.shape != (*groups, scores.shape[-1]):
         raise ValueError(
             f"gate must be one number per group and block, {(*groups, scores.shape[-1])}; got "
             f"{tuple(gate.shape)}"
         )
     gate = gate.detach().to(scores.dtype)
-    if sizes is None:
+    if layout is None:
         return gate.unsqueeze(-2).expand_as(scores)
-    return gate[segments(sizes, scores.device)]
+    return gate[layout.own]
 
 
 def block_mean_scores(
@@ -132,13 +133,14 @@ def block_mean_scores(
             )
         mean = population.to(v.dtype).mean(dim=-2, keepdim=True)
         if group_sizes is not None:
-            sizes = check_group_sizes(group_sizes, v.shape[0])
-            if population.dim() != 3 or population.shape[0] != len(sizes):
+            layout = lay_out(group_sizes, v.device, v.shape[0])
+            count = len(layout.sizes)
+            if population.dim() != 3 or population.shape[0] != count:
                 raise ValueError(
-                    f"population of {len(sizes)} ragged groups must be ({len(sizes)}, M, d); got "
+                    f"population of {count} ragged groups must be ({count}, M, d); got "
                     f"{tuple(population.shape)}"
                 )
-            mean = mean.squeeze(-2)[segments(sizes, v.device)]
+            mean = mean.squeeze(-2)[layout.own]
     else:
         mean = group_mean(v, group_sizes, dim=-2)
     blocks = v.unflatten(-1, (-1, 2))

@@ -13,7 +13,7 @@ the reference code of arXiv 2410.02197 trains on them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,9 +29,29 @@ __all__ = [
     "unpad",
 ]
 
+
+class Layout(NamedTuple):
+    """Ragged groups whose sizes have been checked, and where their responses are.
+
+    It stands in for the sizes, so that an objective checks and counts them once.
+    """
+
+    sizes: list[int]
+    #: (G,) int64, the same
+    counts: Tensor
+    #: (G,) where each group begins
+    starts: Tensor
+    #: (N,) the group that each response belongs to
+    own: Tensor
+    #: (G, K_max) bool: which places of padded groups hold a response
+    mask: Tensor
+    #: (G, K_max) where that response is; anywhere for a place without one
+    places: Tensor
+
+
 #: Sizes of ragged groups: integers, each at least 1. A tensor of them is read, which on a GPU
 #: waits for it; a list does not.
-GroupSizes = Sequence[int] | Tensor
+GroupSizes = Sequence[int] | Tensor | Layout
 
 
 def check_group_sizes(group_sizes: Any, total: int | None = None) -> list[int]:
@@ -43,9 +63,10 @@ def check_group_sizes(group_sizes: Any, total: int | None = None) -> list[int]:
             raise ValueError(f"group_sizes must be (G,); got {tuple(group_sizes.shape)}")
         group_sizes = group_sizes.tolist()
     sizes = list(group_sizes)
-    for size in sizes:
-        if isinstance(size, bool) or not isinstance(size, int):
-            raise TypeError(f"group_sizes must be integers; got {type(size).__name__}")
+    # One look at all of them: a loop over a thousand groups costs more than their objective.
+    for kind in set(map(type, sizes)):
+        if kind is bool or not issubclass(kind, int):
+            raise TypeError(f"group_sizes must be integers; got {kind.__name__}")
     if not sizes or min(sizes) < 1:
         raise ValueError(f"group_sizes must be G >= 1 integers, each at least 1; got {sizes}")
     if total is not None and sum(sizes) != total:
@@ -56,25 +77,32 @@ def check_group_sizes(group_sizes: Any, total: int | None = None) -> list[int]:
     return sizes
 
 
-def _check_flat(values: Any, group_sizes: Any) -> list[int]:
+def lay_out(group_sizes: Any, device: torch.device, total: int | None = None) -> Layout:
+    """The layout of ragged groups; ``total`` is the length of the ragged dimension."""
+    if isinstance(group_sizes, Layout):
+        return group_sizes
+    sizes = check_group_sizes(group_sizes, total)
+    counts = torch.tensor(sizes, device=device)
+    starts = counts.cumsum(0) - counts
+    within = torch.arange(max(sizes), device=device)
+    own = torch.repeat_interleave(
+        torch.arange(len(sizes), device=device), counts, output_size=sum(sizes)
+    )
+    places = (starts[:, None] + within).clamp(max=sum(sizes) - 1)
+    return Layout(sizes, counts, starts, own, within < counts[:, None], places)
+
+
+def _lay_out_of(values: Any, group_sizes: Any) -> Layout:
     if not isinstance(values, Tensor):
         raise TypeError(f"values must be a tensor; got {type(values).__name__}")
     if values.dim() == 0:
         raise ValueError("values of ragged groups must be (N, ...); got a tensor of shape ()")
-    return check_group_sizes(group_sizes, values.shape[0])
+    return lay_out(group_sizes, values.device, values.shape[0])
 
 
-def segments(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """(N,) the group that each response belongs to."""
-    numbers = torch.arange(len(sizes), device=device)
-    repeats = torch.tensor(sizes, device=device)
-    return torch.repeat_interleave(numbers, repeats, output_size=sum(sizes))
-
-
-def present(sizes: Sequence[int], device: torch.device) -> Tensor:
-    """(G, K_max) bool: which places of padded groups hold a response."""
-    places = torch.arange(max(sizes), device=device)
-    return places < torch.tensor(sizes, device=device)[:, None]
+def _spread(of_groups: Tensor, like: Tensor) -> Tensor:
+    """(G,) with the dimensions of ``like`` behind it, to be broadcast over them."""
+    return of_groups.reshape(-1, *(1 for _ in like.shape[1:]))
 
 
 def pad(values: Tensor, group_sizes: GroupSizes, fill: float = 0.0) -> Tensor:
@@ -94,14 +122,9 @@ def pad(values: Tensor, group_sizes: GroupSizes, fill: float = 0.0) -> Tensor:
         tensor([[1., 0.],
                 [2., 3.]])
     """
-    sizes = _check_flat(values, group_sizes)
-    mask = present(sizes, values.device)
-    ends = torch.tensor(sizes, device=values.device).cumsum(0)
-    starts = ends - torch.tensor(sizes, device=values.device)
-    places = starts[:, None] + torch.arange(mask.shape[1], device=values.device)
-    padded = values[places.clamp(max=values.shape[0] - 1)]
-    mask = mask.reshape(mask.shape + (1,) * (values.dim() - 1))
-    return torch.where(mask, padded, fill)
+    layout = _lay_out_of(values, group_sizes)
+    mask = layout.mask.reshape(layout.mask.shape + (1,) * (values.dim() - 1))
+    return torch.where(mask, values[layout.places], fill)
 
 
 def unpad(padded: Tensor, group_sizes: GroupSizes) -> Tensor:
@@ -119,14 +142,14 @@ def unpad(padded: Tensor, group_sizes: GroupSizes) -> Tensor:
         >>> unpad(torch.tensor([[1.0, 0.0], [2.0, 3.0]]), [1, 2])
         tensor([1., 2., 3.])
     """
-    sizes = check_group_sizes(group_sizes)
-    if padded.dim() < 2 or padded.shape[:2] != (len(sizes), max(sizes)):
+    layout = lay_out(group_sizes, padded.device)
+    if padded.dim() < 2 or padded.shape[:2] != layout.mask.shape:
         raise ValueError(
-            f"padded must be (G, K_max, ...) = ({len(sizes)}, {max(sizes)}, ...) for these "
-            f"group_sizes; got {tuple(padded.shape)}"
+            f"padded must be (G, K_max, ...) = ({', '.join(map(str, layout.mask.shape))}, ...) for "
+            f"these group_sizes; got {tuple(padded.shape)}"
         )
-    within = torch.cat([torch.arange(size, device=padded.device) for size in sizes])
-    return padded[segments(sizes, padded.device), within]
+    numbers = torch.arange(layout.own.shape[0], device=padded.device)
+    return padded[layout.own, numbers - layout.starts[layout.own]]
 
 
 def group_mean(values: Tensor, group_sizes: GroupSizes | None = None, *, dim: int = -1) -> Tensor:
@@ -146,12 +169,10 @@ def group_mean(values: Tensor, group_sizes: GroupSizes | None = None, *, dim: in
     """
     if group_sizes is None:
         return values.mean(dim=dim, keepdim=True).expand_as(values)
-    sizes = _check_flat(values, group_sizes)
+    layout = _lay_out_of(values, group_sizes)
     # Summed from the padded form and not by index_add_, whose order on a GPU varies.
-    sums = pad(values, sizes).sum(dim=1)
-    counts = torch.tensor(sizes, device=values.device, dtype=values.dtype)
-    means = sums / counts.reshape((-1,) + (1,) * (values.dim() - 1))
-    return means[segments(sizes, values.device)]
+    sums = pad(values, layout).sum(dim=1)
+    return (sums / _spread(layout.counts.to(values.dtype), sums))[layout.own]
 
 
 def center(values: Tensor, group_sizes: GroupSizes | None = None, *, dim: int = -1) -> Tensor:
@@ -173,16 +194,15 @@ def group_std(values: Tensor, group_sizes: GroupSizes | None = None, *, dim: int
         >>> group_std(torch.tensor([1.0, 2.0, 4.0]), [1, 2])
         tensor([0.0000, 1.4142, 1.4142])
     """
-    squares = center(values, group_sizes, dim=dim).square()
-    variance = group_mean(squares, group_sizes, dim=dim)
-    if group_sizes is None:
+    layout = None if group_sizes is None else _lay_out_of(values, group_sizes)
+    squares = center(values, layout, dim=dim).square()
+    variance = group_mean(squares, layout, dim=dim)
+    if layout is None:
         count = values.shape[dim]
         return (variance * (count / max(count - 1, 1))).sqrt()
-    sizes = check_group_sizes(group_sizes)
-    factors = torch.tensor(
-        [size / max(size - 1, 1) for size in sizes], device=values.device, dtype=values.dtype
-    )[segments(sizes, values.device)]
-    return (variance * factors.reshape((-1,) + (1,) * (values.dim() - 1))).sqrt()
+    counts = layout.counts.to(values.dtype)
+    factors = (counts / (counts - 1).clamp(min=1))[layout.own]
+    return (variance * _spread(factors, variance)).sqrt()
 
 
 def best_and_worst(values: Tensor, group_sizes: GroupSizes | None = None) -> tuple[Tensor, Tensor]:
@@ -204,21 +224,22 @@ def best_and_worst(values: Tensor, group_sizes: GroupSizes | None = None) -> tup
     """
     if group_sizes is None:
         return values.argmax(dim=-1), values.argmin(dim=-1)
-    sizes = _check_flat(values, group_sizes)
+    layout = _lay_out_of(values, group_sizes)
     if values.dim() != 1:
         raise ValueError(f"values of ragged groups must be (N,); got {tuple(values.shape)}")
-    counts = torch.tensor(sizes, device=values.device)
-    starts = counts.cumsum(0) - counts
-    best = pad(values, sizes, fill=-torch.inf).argmax(dim=-1)
-    worst = pad(values, sizes, fill=torch.inf).argmin(dim=-1)
-    return starts + best, starts + worst
+    best = pad(values, layout, fill=-torch.inf).argmax(dim=-1)
+    worst = pad(values, layout, fill=torch.inf).argmin(dim=-1)
+    return layout.starts + best, layout.starts + worst
 
 
-def take(values: Tensor, places: Tensor, group_sizes: GroupSizes | None = None) -> Tensor:
-    """Values (..., K) or (N,) at the places of :func:`best_and_worst`: (...) or (G,)."""
+def best_and_worst_of(
+    values: Tensor, *tensors: Tensor, group_sizes: GroupSizes | None
+) -> tuple[Tensor, ...]:
+    """Each of ``tensors`` (..., K) or (N,) at the places of :func:`best_and_worst`, (..., 2)."""
+    places = torch.stack(best_and_worst(values, group_sizes), dim=-1)
     if group_sizes is None:
-        return values.gather(-1, places.unsqueeze(-1)).squeeze(-1)
-    return values[places]
+        return tuple(tensor.gather(-1, places) for tensor in tensors)
+    return tuple(tensor[places] for tensor in tensors)
 
 
 def select_pairs(
@@ -251,8 +272,4 @@ def select_pairs(
                 f"tensors must have the shape of values; got {tuple(tensor.shape)} and "
                 f"{tuple(values.shape)}"
             )
-    best, worst = best_and_worst(values, group_sizes)
-    return tuple(
-        torch.stack((take(t, best, group_sizes), take(t, worst, group_sizes)), dim=-1)
-        for t in tensors
-    )
+    return best_and_worst_of(values, *tensors, group_sizes=group_sizes)

@@ -16,7 +16,7 @@ from gpm_core.objectives._common import (
     reduce,
     wide,
 )
-from gpm_core.objectives.groups import GroupSizes, center
+from gpm_core.objectives.groups import GroupSizes, center, lay_out
 
 __all__ = ["mixture_logps", "nash_md_loss"]
 
@@ -124,6 +124,8 @@ def nash_md_loss(
     check_group(logps=logps, reference_logps=reference_logps, probabilities=probabilities)
     check_positive("beta", beta)
     logps = wide(logps)
+    if group_sizes is not None:
+        group_sizes = lay_out(group_sizes, logps.device, logps.shape[0])
     observed = logps.detach()
     log_ratios = observed - reference_logps.detach().to(logps.dtype)
     wins = probabilities.detach().to(logps.dtype)

@@ -22,7 +22,7 @@ from gpm_core.objectives._common import (
     reduce,
     wide,
 )
-from gpm_core.objectives.groups import GroupSizes, check_group_sizes, pad, present, unpad
+from gpm_core.objectives.groups import GroupSizes, lay_out, pad, unpad
 
 
 def _log_ratios(
@@ -30,8 +30,8 @@ def _log_ratios(
     rejected_logps: Tensor,
     reference_chosen_logps: Tensor,
     reference_rejected_logps: Tensor,
-) -> Tensor:
-    """(..., 2), chosen first, with the gradient of the policy."""
+) -> tuple[Tensor, Tensor]:
+    """Log-ratios, with the policy's gradient, and its log-probabilities: (..., 2), chosen first."""
     check_pairs(
         chosen_logps=chosen_logps,
         rejected_logps=rejected_logps,
@@ -40,7 +40,7 @@ def _log_ratios(
     )
     logps = torch.stack((wide(chosen_logps), wide(rejected_logps)), dim=-1)
     reference = torch.stack((reference_chosen_logps, reference_rejected_logps), dim=-1)
-    return logps - reference.detach().to(logps.dtype)
+    return logps - reference.detach().to(logps.dtype), logps.detach()
 
 
 def _check_smoothing(name: str, value: Any, like: Tensor) -> Any:
@@ -60,22 +60,22 @@ def _check_smoothing(name: str, value: Any, like: Tensor) -> Any:
 
 def _cross_entropy(logits: Tensor, label_smoothing: Any) -> Tensor:
     smoothing = _check_smoothing("label_smoothing", label_smoothing, logits)
+    if not isinstance(smoothing, Tensor) and smoothing == 0:
+        return -logsigmoid(logits)
     return -(1 - smoothing) * logsigmoid(logits) - smoothing * logsigmoid(-logits)
 
 
 def _output(
     losses: Tensor,
     log_ratios: Tensor,
-    logps: tuple[Tensor, Tensor],
+    logps: Tensor,
     *,
     beta: float,
     targets: Tensor | None,
     reduction: str,
 ) -> ObjectiveOutput:
     ratios = log_ratios.detach()
-    metrics = pair_metrics(
-        beta * ratios[..., 0], beta * ratios[..., 1], wide(logps[0]), wide(logps[1])
-    )
+    metrics = pair_metrics(beta * ratios, logps)
     return ObjectiveOutput(reduce(losses, reduction), losses.detach(), ratios, targets, metrics)
 
 
@@ -125,11 +125,12 @@ def dpo_loss(
         >>> dpo_loss(chosen, rejected, rejected, rejected).loss
         tensor(0.3133)
     """
-    log_ratios = _log_ratios(
+    log_ratios, logps = _log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps
     )
     check_positive("beta", beta)
-    logits = beta * (log_ratios[..., 0] - log_ratios[..., 1])
+    chosen, rejected = log_ratios.unbind(-1)
+    logits = beta * (chosen - rejected)
     if robust:
         flipped = _check_smoothing("label_smoothing", label_smoothing, logits)
         if not isinstance(flipped, Tensor) and not flipped < 0.5:
@@ -143,7 +144,7 @@ def dpo_loss(
     return _output(
         losses,
         log_ratios,
-        (chosen_logps, rejected_logps),
+        logps,
         beta=beta,
         targets=None,
         reduction=reduction,
@@ -190,7 +191,7 @@ def ipo_loss(
         >>> ipo_loss(chosen, rejected, rejected, rejected, beta=0.1).loss
         tensor(25.)
     """
-    log_ratios = _log_ratios(
+    log_ratios, logps = _log_ratios(
         chosen_logps, rejected_logps, reference_chosen_logps, reference_rejected_logps
     )
     check_positive("beta", beta)
@@ -210,7 +211,7 @@ def ipo_loss(
     return _output(
         (differences - targets).square(),
         log_ratios,
-        (chosen_logps, rejected_logps),
+        logps,
         beta=beta,
         targets=targets,
         reduction=reduction,
@@ -263,10 +264,11 @@ def simpo_loss(
         "rejected_logps", wide(rejected_logps), "rejected_lengths", rejected_lengths
     )
     rewards = torch.stack((chosen, rejected), dim=-1)
+    logps = torch.stack((wide(chosen_logps), wide(rejected_logps)), dim=-1).detach()
     return _output(
         _cross_entropy(beta * (chosen - rejected) - gamma, label_smoothing),
         rewards,
-        (chosen_logps, rejected_logps),
+        logps,
         beta=beta,
         targets=None,
         reduction=reduction,
@@ -323,8 +325,9 @@ def online_ipo_loss(
         others = torch.ones(flat.shape[-1:], dtype=torch.bool, device=flat.device)
         fewest = flat.shape[-1]
     else:
-        sizes = check_group_sizes(group_sizes, flat.shape[0])
-        log_ratios, others, fewest = pad(flat, sizes), present(sizes, flat.device), min(sizes)
+        group_sizes = lay_out(group_sizes, flat.device, flat.shape[0])
+        log_ratios, others = pad(flat, group_sizes), group_sizes.mask
+        fewest = min(group_sizes.sizes)
     if fewest < 2:
         raise ValueError(f"a group must have at least two responses; got one of {fewest}")
     if probabilities.shape != (*log_ratios.shape, log_ratios.shape[-1]):

@@ -16,7 +16,7 @@ from gpm_core.objectives._common import (
     reduce,
     wide,
 )
-from gpm_core.objectives.groups import GroupSizes, center
+from gpm_core.objectives.groups import GroupSizes, center, lay_out
 
 
 def _regress(
@@ -34,6 +34,8 @@ def _regress(
     """Squares of log-ratio minus target; centred: both sides minus their group mean."""
     check_limits(max_target=max_target, max_log_ratio=max_log_ratio)
     logps = wide(logps)
+    if group_sizes is not None:
+        group_sizes = lay_out(group_sizes, logps.device, logps.shape[0])
     log_ratios = logps - reference_logps.detach().to(logps.dtype)
     targets = clamp_magnitude(targets.detach().to(logps.dtype), max_target)
     residuals = clamp_magnitude(log_ratios, max_log_ratio) - targets

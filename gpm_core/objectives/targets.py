@@ -23,11 +23,9 @@ from gpm_core import ops
 from gpm_core.objectives._common import check_float, check_number, check_positive, wide
 from gpm_core.objectives.groups import (
     GroupSizes,
-    check_group_sizes,
     group_mean,
+    lay_out,
     pad,
-    present,
-    segments,
     unpad,
 )
 
@@ -115,21 +113,21 @@ def mean_scores(
         mean = _weighted(v if population is None else population, weights)
         scale = None if scale is None else scale.unsqueeze(-2)
         return ops.score(v, mean.unsqueeze(-2), scale)
-    sizes = check_group_sizes(group_sizes, v.shape[0])
-    own = segments(sizes, v.device)
+    layout = lay_out(group_sizes, v.device, v.shape[0])
     if scale is not None:
-        scale = scale[own]
+        scale = scale[layout.own]
     if population is not None:
-        if population.dim() != 3 or population.shape[0] != len(sizes):
+        count = len(layout.sizes)
+        if population.dim() != 3 or population.shape[0] != count:
             raise ValueError(
-                f"population of {len(sizes)} ragged groups must be ({len(sizes)}, M, d); got "
+                f"population of {count} ragged groups must be ({count}, M, d); got "
                 f"{tuple(population.shape)}"
             )
-        mean = _weighted(population, weights)[own]
+        mean = _weighted(population, weights)[layout.own]
     elif weights is None:
-        mean = group_mean(v, sizes, dim=0)
+        mean = group_mean(v, layout, dim=0)
     else:
-        mean = pad(weights.to(v.dtype).unsqueeze(-1) * v, sizes).sum(dim=1)[own]
+        mean = pad(weights.to(v.dtype).unsqueeze(-1) * v, layout).sum(dim=1)[layout.own]
     return ops.score(v, mean, scale)
 
 
@@ -172,11 +170,11 @@ def mean_win_rates(
     v = wide(v)
     scale = None if scale is None else scale.to(v.dtype)
     if group_sizes is not None:
-        sizes = check_group_sizes(group_sizes, v.shape[0])
+        group_sizes = lay_out(group_sizes, v.device, v.shape[0])
         if population is None and weights is not None:
             _check_weights(weights, tuple(v.shape[:-1]), "response")
-            weights = pad(weights, sizes)
-        v = pad(v, sizes)
+            weights = pad(weights, group_sizes)
+        v = pad(v, group_sizes)
     if population is None:
         matrix = ops.probability_matrix(v, scale, tau=tau)
     else:
@@ -224,16 +222,15 @@ def row_means(
         return means if group_sizes is None else unpad(means, group_sizes)
     if group_sizes is None:
         return matrix.mean(dim=-1)
-    sizes = check_group_sizes(group_sizes)
-    square = (len(sizes), max(sizes), max(sizes))
+    layout = lay_out(group_sizes, matrix.device)
+    square = (*layout.mask.shape, layout.mask.shape[1])
     if matrix.shape != square:
         raise ValueError(
             f"matrix of these ragged groups against themselves must be {square}; got "
             f"{tuple(matrix.shape)}. Opponents from elsewhere need weights="
         )
-    mask = present(sizes, matrix.device)[:, None, :]
-    counts = torch.tensor(sizes, device=matrix.device, dtype=matrix.dtype)
-    return unpad(torch.where(mask, matrix, 0.0).sum(dim=-1) / counts[:, None], sizes)
+    sums = torch.where(layout.mask[:, None, :], matrix, 0.0).sum(dim=-1)
+    return unpad(sums / layout.counts.to(matrix.dtype)[:, None], layout)
 
 
 def symmetrize(probabilities: Tensor) -> Tensor:

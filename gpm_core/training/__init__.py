@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.training.comparing import Comparison, HeadResult, compare
+from gpm_core.training.criteria import CriteriaEvaluation, evaluate_criteria
 from gpm_core.training.fit import fit_head, standardization
 from gpm_core.training.loop import EpochRecord, History
 from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
@@ -23,6 +24,7 @@ from gpm_core.training.tuning import TuneOptions, TuneResult, tune
 __all__ = [
     "BackboneOptions",
     "Comparison",
+    "CriteriaEvaluation",
     "DataOptions",
     "EpochRecord",
     "Evaluation",
@@ -36,6 +38,7 @@ __all__ = [
     "TuneOptions",
     "TuneResult",
     "compare",
+    "evaluate_criteria",
     "evaluate_pairs",
     "fit_head",
     "standardization",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from gpm_core.data.pairs import PreferencePair
-from gpm_core.data.splitting import split_indices
+from gpm_core.data.splitting import check_disjoint, split_indices
 from gpm_core.evaluation.metrics import calibration_error, mean_interval
 from gpm_core.models.preference_model import PreferenceModel
 from gpm_core.training.features import pair_features, pair_index
 from gpm_core.training.fit import fit_head, standardization
-from gpm_core.training.objective import evaluate_pairs
+from gpm_core.training.objective import Evaluation, PairIndex, evaluate_pairs
 from gpm_core.training.options import BackboneOptions, HeadOptions, RunOptions
 from gpm_core.training.settings import FitSettings
 
@@ -28,27 +28,46 @@ HEADS: dict[str, HeadOptions] = {
     "GPM, paper's initialisation": HeadOptions("gpm", init="paper"),
     "Hybrid": HeadOptions("hybrid"),
 }
+#: The baseline that reads pairs, which costs more with each response.
+PAIR_HEAD: dict[str, HeadOptions] = {"Pair": HeadOptions("pair")}
 
 
 @dataclass(frozen=True)
 class HeadResult:
-    """What one head reached: one number per seed in each list."""
+    """What one head reached, one number per seed in each list, and what it costs in use.
 
-    heldout_accuracy: list[float]
-    train_accuracy: list[float]
-    heldout_loss: list[float]
-    calibration_error: list[float]
-    seconds: list[float]
+    ``head_evaluations`` is how often the head is evaluated for all pairs of K responses, "K" or
+    "K^2"; each response passes through the backbone once for all heads alike.
+    """
+
+    heldout_accuracy: list[float] = field(default_factory=list)
+    train_accuracy: list[float] = field(default_factory=list)
+    heldout_loss: list[float] = field(default_factory=list)
+    calibration_error: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    head_evaluations: str = "K"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Results by head, and how they were obtained."""
+    """Results by head, and how they were obtained.
+
+    Attributes:
+        heads: by the name shown.
+        seeds: one training per head and seed.
+        pairs: how many there are, held-out ones included.
+        heldout_fraction: share of them that each seed held out; None where held-out pairs were
+            given apart.
+        heldout_pairs: how many those were, or None.
+        feature_seconds: the backbone's.
+        settings: of the fits and the backbone.
+    """
 
     heads: dict[str, HeadResult]
     seeds: list[int]
     pairs: int
-    heldout_fraction: float
+    heldout_fraction: float | None
+    heldout_pairs: int | None
     feature_seconds: float
     settings: dict[str, Any]
 
@@ -66,8 +85,9 @@ class Comparison:
     def markdown(self) -> str:
         """A table, one row per head: mean over seeds, with Student's 95 % t-interval."""
         lines = [
-            "| head | held-out accuracy | train accuracy | held-out loss | ECE | seconds |",
-            "|---|---|---|---|---|---|",
+            "| head | held-out accuracy | train accuracy | held-out loss | ECE | seconds "
+            "| evaluations |",
+            "|---|---|---|---|---|---|---|",
         ]
         for name, head in self.heads.items():
             mean, _, high = mean_interval(head.heldout_accuracy)
@@ -78,7 +98,10 @@ class Comparison:
             ]
             cells = " | ".join(f"{value:.3f}" for value in others)
             seconds = mean_interval(head.seconds)[0]
-            lines.append(f"| {name} | {mean:.3f}{spread} | {cells} | {seconds:.1f} |")
+            lines.append(
+                f"| {name} | {mean:.3f}{spread} | {cells} | {seconds:.1f} "
+                f"| {head.head_evaluations} |"
+            )
         return "\n".join(lines)
 
 
@@ -89,6 +112,7 @@ def compare(
     heads: dict[str, HeadOptions] | None = None,
     backbone: BackboneOptions | None = None,
     fit: FitSettings | None = None,
+    heldout: Sequence[PreferencePair] | None = None,
     heldout_fraction: float = 0.2,
     cache: Path | None = None,
     progress: bool = False,
@@ -96,7 +120,8 @@ def compare(
     """Train several heads on the same features, over several random divisions by prompt.
 
     A seed decides the division, the initial weights and the order of pairs, so that in one seed all
-    heads see the same. Features are computed once.
+    heads see the same. Features are computed once. Where held-out pairs are given, there is one
+    division, and intervals over seeds tell nothing of the choice of pairs.
 
     Args:
         pairs: the data.
@@ -104,20 +129,21 @@ def compare(
         heads: by the name to show; None for :data:`HEADS`.
         backbone: a frozen one; None for the default.
         fit: settings of all heads; its own seed is not used.
-        heldout_fraction: share of the pairs to hold out.
+        heldout: pairs to hold out, none of whose prompts is in ``pairs``; None: a share of these.
+        heldout_fraction: that share.
         cache: folder to keep features in.
         progress: show progress on stderr.
 
     Raises:
-        ValueError: without seeds, or if ``pairs`` cannot be divided.
+        ValueError: without seeds, if ``pairs`` cannot be divided, or ``heldout`` has their prompts.
     """
     heads = HEADS if heads is None else heads
     backbone = BackboneOptions() if backbone is None else backbone
     fit = FitSettings() if fit is None else fit
     if not seeds:
         raise ValueError("seeds must hold at least one number; got none")
-    for seed in seeds:
-        split_indices(pairs, heldout_fraction, seed)
+    divisions = _divisions(pairs, heldout, heldout_fraction, seeds)
+    pairs = [*pairs, *(heldout or ())]
     started = time.perf_counter()
     model = RunOptions(backbone=backbone).build_model()
     features, prompts = pair_features(
@@ -129,15 +155,42 @@ def compare(
         progress=progress,
     )
     feature_seconds = time.perf_counter() - started
-    results = {name: HeadResult([], [], [], [], []) for name in heads}
-    for seed in seeds:
-        division = split_indices(pairs, heldout_fraction, seed)
+    results = {name: HeadResult(head_evaluations=head.evaluations) for name, head in heads.items()}
+    for seed, division in zip(seeds, divisions, strict=True):
         train_head = _prepare(model, pairs, division, features, prompts, replace(fit, seed=seed))
         for name, head in heads.items():
             train_head(head, results[name])
     settings = {"fit": fit.as_dict(), "backbone": asdict(backbone)}
     del settings["fit"]["seed"]
-    return Comparison(results, list(seeds), len(pairs), heldout_fraction, feature_seconds, settings)
+    return Comparison(
+        results,
+        list(seeds),
+        len(pairs),
+        heldout_fraction if heldout is None else None,
+        None if heldout is None else len(heldout),
+        feature_seconds,
+        settings,
+    )
+
+
+def _divisions(
+    pairs: Sequence[PreferencePair],
+    heldout: Sequence[PreferencePair] | None,
+    heldout_fraction: float,
+    seeds: Sequence[int],
+) -> list[tuple[list[int], list[int]]]:
+    """For each seed the rows to train on and those to hold out, the latter behind ``pairs``."""
+    if heldout is None:
+        return [split_indices(pairs, heldout_fraction, seed) for seed in seeds]
+    if not pairs or not heldout:
+        raise ValueError(
+            "there must be pairs to train on and pairs to hold out; got "
+            f"{len(pairs)} and {len(heldout)}"
+        )
+    check_disjoint(pairs, heldout)
+    count = len(pairs)
+    division = list(range(count)), list(range(count, count + len(heldout)))
+    return [division] * len(seeds)
 
 
 def _prepare(
@@ -162,6 +215,7 @@ def _prepare(
         with torch.random.fork_rng():
             torch.manual_seed(fit.seed)
             head = options.build(model.feature_size)
+        temperature = options.build_temperature(head)
         fit_head(
             head,
             standardized,
@@ -172,12 +226,17 @@ def _prepare(
             train.target,
             fit,
             prompt_index=train.prompt,
+            temperature=temperature,
         )
         result.seconds.append(time.perf_counter() - started)
-        final = evaluate_pairs(head, standardized, heldout, gates)
+
+        def evaluated(some: PairIndex) -> Evaluation:
+            return evaluate_pairs(head, standardized, some, gates, fit, temperature)
+
+        final = evaluated(heldout)
         result.heldout_accuracy.append(final.accuracy)
         result.heldout_loss.append(final.mean_loss)
         result.calibration_error.append(calibration_error(final.probability, heldout.target))
-        result.train_accuracy.append(evaluate_pairs(head, standardized, train, gates).accuracy)
+        result.train_accuracy.append(evaluated(train).accuracy)
 
     return train_head

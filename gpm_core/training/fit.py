@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gpm_core.heads import PreferenceHead
-from gpm_core.losses import PreferenceLossOutput
-from gpm_core.training.loop import History, ParameterGroup, TrainingLoop
+from gpm_core.heads import MultiCriteriaHead, PreferenceHead
+from gpm_core.losses import PreferenceLossOutput, Temperature
+from gpm_core.training.criteria import criteria_loss, evaluate_criteria
+from gpm_core.training.loop import HeldOut, History, ParameterGroup, TrainingLoop
 from gpm_core.training.objective import (
     Head,
     PairIndex,
@@ -50,6 +51,7 @@ def fit_head(
     *,
     prompt_index: Tensor | Sequence[int] | None = None,
     heldout: PairIndex | None = None,
+    temperature: Temperature | None = None,
     progress: bool = False,
 ) -> History:
     """Train a head, in place, on pairs of rows of a feature matrix.
@@ -63,10 +65,13 @@ def fit_head(
         rejected_index: (P,) rows of the rejected ones.
         prompt_features: (P, H), one row per pair, or (M, H) with ``prompt_index``; for a gate.
         margin: (P,) what each score must exceed, or None.
-        target: (P,) probabilities in [0, 1] that chosen is preferred; None for 1.
+        target: (P,) probabilities in [0, 1] that chosen is preferred; None for 1. Of a head of C
+            criteria (P, C), nan where there is no label.
         settings: None for the defaults.
         prompt_index: (P,) rows of ``prompt_features``.
         heldout: pairs to evaluate after each epoch; they are never trained on.
+        temperature: trained with the head, in place, and used in place of its tau; None: the
+            head's tau, which is fixed.
         progress: show a progress bar on stderr.
 
     Returns:
@@ -99,7 +104,7 @@ def fit_head(
     check_pairs("pairs", pairs, features, prompt_features, head)
     if heldout is not None:
         check_pairs("heldout", heldout, features, prompt_features, head)
-    loop = head_loop(head, features, pairs, prompt_features, heldout, settings)
+    loop = head_loop(head, features, pairs, prompt_features, heldout, settings, temperature)
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         return loop.run(progress=progress)
@@ -112,27 +117,42 @@ def head_loop(
     prompt_features: Tensor | None,
     heldout: PairIndex | None,
     settings: FitSettings,
+    temperature: Temperature | None = None,
 ) -> TrainingLoop:
     """The :class:`TrainingLoop` of a head on a feature matrix, to be run, saved or restored."""
 
     def loss(rows: Tensor) -> PreferenceLossOutput:
         batch = pairs.take(rows)
+        hidden = features[torch.cat((batch.chosen, batch.rejected))]
+        gates = gather_prompts(batch, prompt_features)
+        if isinstance(head, MultiCriteriaHead):
+            assert batch.target is not None
+            smoothing = settings.label_smoothing
+            output = criteria_loss(
+                head, hidden, gates, batch.target, temperature, label_smoothing=smoothing
+            )
+            return PreferenceLossOutput(output.loss, output.probability, output.accuracy)
         return pair_loss(
             head,
-            features[torch.cat((batch.chosen, batch.rejected))],
-            gather_prompts(batch, prompt_features),
+            hidden,
+            gates,
             batch.margin,
             batch.target,
-            label_smoothing=settings.label_smoothing,
+            settings,
+            temperature,
         )
 
-    def evaluate() -> tuple[float, float]:
+    def evaluate() -> HeldOut:
         assert heldout is not None
-        result = evaluate_pairs(head, features, heldout, prompt_features)
-        return result.mean_loss, result.accuracy
+        if isinstance(head, MultiCriteriaHead):
+            labels = evaluate_criteria(head, features, heldout, prompt_features, temperature)
+            overall, _ = labels.labels()
+            return overall.mean_loss, overall.accuracy, labels.figures()
+        result = evaluate_pairs(head, features, heldout, prompt_features, settings, temperature)
+        return result.mean_loss, result.accuracy, None
 
     return TrainingLoop(
-        head_groups(head, len(pairs), settings),
+        head_groups(head, len(pairs), settings, temperature),
         len(pairs),
         loss,
         None if heldout is None else evaluate,
@@ -140,11 +160,18 @@ def head_loop(
     )
 
 
-def head_groups(head: Head, count: int, settings: FitSettings) -> list[ParameterGroup]:
+def head_groups(
+    head: Head, count: int, settings: FitSettings, temperature: Temperature | None = None
+) -> list[ParameterGroup]:
     """The parameters of a head as :class:`FitSettings` says they are trained."""
     groups = []
     divisor = head.tau / _initial_gate(head)
     for name, parameter in head.named_parameters():
+        if name == "prompt_head.weight" and _has_free_weights(head):
+            # No features are weighed by these: as the temperature below, and nothing to hold back.
+            rate = settings.learning_rate * math.sqrt(head.hidden_size)
+            groups.append(ParameterGroup({f"head.{name}": parameter}, rate))
+            continue
         # A gate's logits are not divided by tau, those of all other parameters are.
         tau = 1.0 if name.startswith("prompt_head.") else divisor
         is_weight = parameter.dim() >= 2
@@ -152,7 +179,16 @@ def head_groups(head: Head, count: int, settings: FitSettings) -> list[Parameter
         groups.append(
             ParameterGroup({f"head.{name}": parameter}, settings.learning_rate * tau, penalty)
         )
+    if temperature is not None:
+        # A step of each of H weights moves a logit by sqrt(H) rates, in one direction or another.
+        rate = settings.learning_rate * math.sqrt(head.hidden_size)
+        groups.append(ParameterGroup({"temperature.raw": temperature.raw}, rate))
     return groups
+
+
+def _has_free_weights(head: Head) -> bool:
+    """Whether the head weighs its blocks for each criterion, whatever the prompt."""
+    return isinstance(head, MultiCriteriaHead) and head.gate is None
 
 
 def _initial_gate(head: Head) -> float:
@@ -162,6 +198,6 @@ def _initial_gate(head: Head) -> float:
     gated head k times too slowly, and hold it back k^2 times too much. A hybrid's reward has no
     gate.
     """
-    if not isinstance(head, PreferenceHead) or head.gate is None:
+    if not isinstance(head, (PreferenceHead, MultiCriteriaHead)) or head.gate is None:
         return 1.0
     return 2 / head.dim if head.gate == "softmax" else math.log(2)

@@ -14,10 +14,17 @@ from tqdm import tqdm
 from gpm_core.losses import PreferenceLossOutput
 from gpm_core.training.settings import FitSettings
 
+#: Loss and accuracy on held-out pairs, and both by criterion where there are several.
+HeldOut = tuple[float, float, dict[str, dict[str, float]] | None]
+
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one pass over the pairs gave; held-out figures are None without held-out pairs."""
+    """What one pass over the pairs gave; held-out figures are None without held-out pairs.
+
+    ``heldout_criteria`` has loss and accuracy by each of several criteria, and is None of one
+    preference.
+    """
 
     epoch: int
     step: int
@@ -25,6 +32,7 @@ class EpochRecord:
     train_accuracy: float
     heldout_loss: float | None = None
     heldout_accuracy: float | None = None
+    heldout_criteria: dict[str, dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +92,7 @@ class TrainingLoop:
         groups: the parameters to train; empty groups are allowed.
         count: number of training pairs.
         loss: from row numbers (B,) of pairs to the mean loss of that batch.
-        evaluate: (loss, accuracy) on held-out pairs, or None.
+        evaluate: :data:`HeldOut`, or None without held-out pairs.
         settings: see :class:`FitSettings`.
 
     Raises:
@@ -96,7 +104,7 @@ class TrainingLoop:
         groups: list[ParameterGroup],
         count: int,
         loss: Callable[[Tensor], PreferenceLossOutput],
-        evaluate: Callable[[], tuple[float, float]] | None,
+        evaluate: Callable[[], HeldOut] | None,
         settings: FitSettings,
     ) -> None:
         if count < 1:
@@ -182,7 +190,7 @@ class TrainingLoop:
 
     def _end_epoch(self, epoch: int) -> None:
         state = self.progress
-        heldout = (None, None) if self.evaluate is None else self.evaluate()
+        heldout = (None, None, None) if self.evaluate is None else self.evaluate()
         state.records.append(
             EpochRecord(
                 epoch + 1,

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gpm_core import ops
-from gpm_core.heads import BradleyTerryHead, HybridHead, PreferenceHead
+from gpm_core.heads import (
+    BradleyTerryHead,
+    HybridHead,
+    MultiCriteriaHead,
+    PairPreferenceHead,
+    PreferenceHead,
+)
 from gpm_core.losses import (
     PreferenceLossOutput,
     Reduction,
-    bradley_terry_loss,
+    Temperature,
     general_preference_loss,
 )
+from gpm_core.models.pair_loss import LossSettings, configured_loss
+from gpm_core.training.settings import FitSettings
 
-Head = PreferenceHead | BradleyTerryHead | HybridHead
+Head = PreferenceHead | BradleyTerryHead | HybridHead | MultiCriteriaHead | PairPreferenceHead
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class PairIndex:
         rejected: (P,) int64 rows of the rejected ones.
         prompt: (P,) int64 rows of the prompt features, or None.
         margin: (P,) float32, what the score must exceed, or None.
-        target: (P,) float32 in [0, 1], probability that chosen is preferred, or None.
+        target: (P,) float32 in [0, 1], probability that chosen is preferred, or None; of C criteria
+            (P, C), nan where there is no label.
     """
 
     chosen: Tensor
@@ -102,11 +111,12 @@ def pair_loss(
     prompt_hidden: Tensor | None,
     margin: Tensor | None,
     target: Tensor | None,
+    settings: LossSettings,
+    temperature: Temperature | None = None,
     *,
-    label_smoothing: float = 0.0,
     reduction: Reduction = "mean",
 ) -> PreferenceLossOutput:
-    """Loss of a batch of pairs under a head's own model and temperature.
+    """Loss of a batch of pairs under a head's own model.
 
     Args:
         head: any head of :mod:`gpm_core.heads`.
@@ -114,37 +124,37 @@ def pair_loss(
         prompt_hidden: (B, H) of the prompts, for a gate.
         margin: (B,) or None.
         target: (B,) in [0, 1] or None.
-        label_smoothing: in [0, 1).
+        settings: which loss; :class:`FitSettings`.
+        temperature: a learned one; None for the head's own, which is fixed.
         reduction: "mean", "sum" or "none".
     """
+    tau = head.tau if temperature is None else temperature()
+    sides = _sides(head, hidden, prompt_hidden)
+    return configured_loss(settings, tau, sides, margin, target, reduction)
+
+
+def _sides(
+    head: Head, hidden: Tensor, prompt_hidden: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Embeddings (B, d) of chosen and rejected, whose score is the head's, and their scale."""
+    if isinstance(head, PairPreferenceHead):
+        # It has none; those of a reward s against one of 0 have the score s.
+        score = head.score(*hidden.chunk(2))
+        one, nothing = torch.ones_like(score), torch.zeros_like(score)
+        return torch.stack((one, -score), dim=-1), torch.stack((one, nothing), dim=-1), None
     # One pass of the head over both sides costs half the calls of two.
-    if isinstance(head, BradleyTerryHead):
-        chosen, rejected = head.reward(hidden).chunk(2)
-        return bradley_terry_loss(
-            chosen,
-            rejected,
-            margin=margin,
-            target=target,
-            label_smoothing=label_smoothing,
-            tau=head.tau,
-            reduction=reduction,
-        )
     chosen, rejected = head.embed(hidden).chunk(2)
-    return general_preference_loss(
-        chosen,
-        rejected,
-        head.scale(prompt_hidden),
-        margin=margin,
-        target=target,
-        label_smoothing=label_smoothing,
-        tau=head.tau,
-        reduction=reduction,
-    )
+    return chosen, rejected, head.scale(prompt_hidden)
 
 
 @torch.no_grad()
 def evaluate_pairs(
-    head: Head, features: Tensor, pairs: PairIndex, prompt_features: Tensor | None = None
+    head: Head,
+    features: Tensor,
+    pairs: PairIndex,
+    prompt_features: Tensor | None = None,
+    settings: FitSettings | None = None,
+    temperature: Temperature | None = None,
 ) -> Evaluation:
     """Scores, probabilities and losses of all ``pairs`` under ``head``.
 
@@ -153,20 +163,29 @@ def evaluate_pairs(
         features: (N, H) standardized features.
         pairs: P pairs of rows of ``features``.
         prompt_features: (M, H) features that ``pairs.prompt`` names rows of, for a gate.
+        settings: which loss, without its label smoothing; None: the defaults.
+        temperature: a learned one; None for the head's own.
+
+    Raises:
+        TypeError: for a head of several criteria, see :func:`evaluate_criteria`.
     """
+    if isinstance(head, MultiCriteriaHead):
+        raise TypeError("a head of several criteria is evaluated by evaluate_criteria")
+    settings = replace(settings or FitSettings(), label_smoothing=0.0)
     was_training = head.training
     nn.Module.eval(head)
     hidden = torch.cat((features[pairs.chosen], features[pairs.rejected]))
-    prompt_hidden = gather_prompts(pairs, prompt_features)
-    loss = pair_loss(head, hidden, prompt_hidden, pairs.margin, pairs.target, reduction="none").loss
-    chosen, rejected = head.embed(hidden).chunk(2)
-    score = ops.score(chosen, rejected, head.scale(prompt_hidden))
+    chosen, rejected, scale = _sides(head, hidden, gather_prompts(pairs, prompt_features))
     head.train(was_training)
-    score = score.float().cpu()
+    tau: float | Tensor = head.tau if temperature is None else temperature()
+    sides = chosen, rejected, scale
+    loss = configured_loss(settings, tau, sides, pairs.margin, pairs.target, "none").loss
+    score = ops.score(chosen, rejected, scale).float().cpu()
+    probability = general_preference_loss(*sides, tau=tau, reduction="none").probability
     side = torch.sign(score)
     if pairs.target is not None:
         side = side * torch.sign(pairs.target.cpu() - 0.5)
-    return Evaluation(score, torch.sigmoid(score / head.tau), loss.cpu(), (side + 1) / 2)
+    return Evaluation(score, probability.float().cpu(), loss.cpu(), (side + 1) / 2)
 
 
 def gather_prompts(pairs: PairIndex, prompt_features: Tensor | None) -> Tensor | None:
@@ -194,6 +213,9 @@ def check_pairs(
         if pairs.prompt is None:
             raise ValueError(f"{name}: prompt, the rows of prompt_features, is missing")
         _check_rows(f"{name}: prompt", pairs.prompt, len(pairs), len(prompt_features))
+    if isinstance(head, MultiCriteriaHead):
+        _check_labels(name, pairs, head.criteria)
+        return
     for field, values in (("margin", pairs.margin), ("target", pairs.target)):
         if values is None:
             continue
@@ -206,6 +228,20 @@ def check_pairs(
             raise ValueError(f"{name}: {field} must be finite")
     if pairs.target is not None and not ((pairs.target >= 0) & (pairs.target <= 1)).all():
         raise ValueError(f"{name}: target must be in [0, 1]")
+
+
+def _check_labels(name: str, pairs: PairIndex, criteria: tuple[str, ...]) -> None:
+    if pairs.margin is not None:
+        raise ValueError(f"{name}: a margin is of one preference; the head has several criteria")
+    target, shape = pairs.target, (len(pairs), len(criteria))
+    if target is None or target.shape != shape:
+        raise ValueError(
+            f"{name}: target must be {shape}, a label for each pair and each of "
+            f"{', '.join(criteria)}, nan where there is none; got "
+            f"{None if target is None else tuple(target.shape)}"
+        )
+    if not (((target >= 0) & (target <= 1)) | target.isnan()).all():
+        raise ValueError(f"{name}: target must be in [0, 1], or nan where there is no label")
 
 
 def _check_features(name: str, features: Tensor, head: Head) -> None:

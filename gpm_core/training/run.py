@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,16 @@ from gpm_core._version import __version__
 from gpm_core.data.files import write_json
 from gpm_core.data.pairs import PreferencePair
 from gpm_core.evaluation.metrics import calibration_error, wilson_interval
+from gpm_core.heads import MultiCriteriaHead
 from gpm_core.models.preference_model import PreferenceModel
 from gpm_core.models.storage import check_names, load_exactly
 from gpm_core.training.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from gpm_core.training.criteria import (
+    CriteriaEvaluation,
+    check_labels,
+    evaluate_criteria,
+    label_matrix,
+)
 from gpm_core.training.features import pair_features, pair_index
 from gpm_core.training.fit import head_loop, standardization
 from gpm_core.training.folder import check_run_folder, claim_run_folder
@@ -35,6 +42,10 @@ class RunResult:
     model: PreferenceModel
     metrics: dict[str, Any]
     history: History
+
+
+#: Of one preference, or of several criteria.
+_Result = Evaluation | CriteriaEvaluation
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,7 @@ def train(
     model.eval()
     train_result, heldout_result = task.evaluate_train(), task.evaluate_heldout()
     model.save_pretrained(output / "model")
-    write_plots(output / "plots", history, train_result, heldout_result, task.heldout.target)
+    _plot(output / "plots", history, train_result, heldout_result, task.heldout.target)
     metrics = {
         "heldout": _summary(heldout_result, task.heldout),
         "train": _summary(train_result, task.train),
@@ -111,6 +122,8 @@ def train(
             "total": time.perf_counter() - started,
         },
     }
+    if model.temperature is not None:
+        metrics["tau"] = model.temperature().detach().reshape(-1).tolist()
     write_json(output / "metrics.json", metrics)
     return RunResult(model, metrics, history)
 
@@ -143,7 +156,23 @@ def _run_loop(
     return task.loop.run(progress=progress, after_step=after_step)
 
 
-def _summary(result: Evaluation, pairs: PairIndex) -> dict[str, Any]:
+def _plot(
+    folder: Path,
+    history: History,
+    train: _Result,
+    heldout: _Result,
+    target: Tensor | None,
+) -> None:
+    if isinstance(train, CriteriaEvaluation):
+        train, _ = train.labels()
+    if isinstance(heldout, CriteriaEvaluation):
+        heldout, target = heldout.labels()
+    write_plots(folder, history, train, heldout, target)
+
+
+def _summary(result: _Result, pairs: PairIndex) -> dict[str, Any]:
+    if isinstance(result, CriteriaEvaluation):
+        return result.summary()
     correct = float(result.correct.double().sum())
     return {
         "accuracy": result.accuracy,
@@ -165,9 +194,12 @@ class _HeadTraining:
         output: Path,
         progress: bool,
     ) -> None:
-        self.model = model
-        self.train = pair_index(data.pairs, data.train)
-        self.heldout = pair_index(data.pairs, data.heldout)
+        self.model, self.options = model, options
+        self.train = _pair_index(data.pairs, data.train, options.data.criteria)
+        self.heldout = _pair_index(data.pairs, data.heldout, options.data.criteria)
+        if options.data.criteria is not None:
+            assert self.train.target is not None
+            check_labels("training", self.train.target, options.data.criteria)
         features, prompts = pair_features(
             model,
             data.pairs,
@@ -184,11 +216,36 @@ class _HeadTraining:
             model.set_standardization("prompt", standardization(prompts[self.train.chosen // 2]))
             self.prompts = model.standardize_prompts(prompts)
         self.loop = head_loop(
-            model.head, self.features, self.train, self.prompts, self.heldout, options.fit
+            model.head,
+            self.features,
+            self.train,
+            self.prompts,
+            self.heldout,
+            options.fit,
+            model.temperature,
         )
 
-    def evaluate_train(self) -> Evaluation:
-        return evaluate_pairs(self.model.head, self.features, self.train, self.prompts)
+    def evaluate_train(self) -> _Result:
+        return self._evaluate(self.train)
 
-    def evaluate_heldout(self) -> Evaluation:
-        return evaluate_pairs(self.model.head, self.features, self.heldout, self.prompts)
+    def evaluate_heldout(self) -> _Result:
+        return self._evaluate(self.heldout)
+
+    def _evaluate(self, pairs: PairIndex) -> _Result:
+        model, fit = self.model, self.options.fit
+        if isinstance(model.head, MultiCriteriaHead):
+            return evaluate_criteria(
+                model.head, self.features, pairs, self.prompts, model.temperature
+            )
+        return evaluate_pairs(
+            model.head, self.features, pairs, self.prompts, fit, model.temperature
+        )
+
+
+def _pair_index(
+    pairs: list[PreferencePair], rows: list[int], criteria: list[str] | None
+) -> PairIndex:
+    index = pair_index(pairs, rows)
+    if criteria is None:
+        return index
+    return replace(index, target=label_matrix(pairs, rows, criteria))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
+
+LOSSES = ("logistic", "regression")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,10 @@ class FitSettings:
             penalty * H / (2 P) * |W / tau|^2 for H features and P pairs; biases are free, so
             it pulls an anchored head to its Bradley-Terry start. 0 for none.
         warmup: share of all steps in which the rate rises from zero.
+        loss: "logistic", cross-entropy of the probability, or "regression" of the logit s / tau
+            on a target, see :func:`gpm_core.losses.regression_loss`.
+        target_margin: of "regression": what the logit of a pair with label p is to be, times
+            2 p - 1. For pairs with a margin it is the margin / tau instead.
         label_smoothing: in [0, 1), as in :func:`gpm_core.losses.general_preference_loss`.
         gradient_clip: largest norm of the gradient; None for no limit.
         seed: of the order of pairs, of initial weights and of dropout.
@@ -47,6 +53,8 @@ class FitSettings:
     penalty: float = 0.75
     warmup: float = 0.1
     label_smoothing: float = 0.0
+    loss: Literal["logistic", "regression"] = "logistic"
+    target_margin: float = 10.0
     gradient_clip: float | None = None
     seed: int = 0
 
@@ -66,6 +74,12 @@ class FitSettings:
         for name in ("warmup", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1); got {getattr(self, name)!r}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss must be one of {', '.join(LOSSES)}; got {self.loss!r}")
+        if not (math.isfinite(self.target_margin) and self.target_margin > 0):
+            raise ValueError(
+                f"target_margin must be finite and above zero; got {self.target_margin!r}"
+            )
         if self.gradient_clip is not None and not self.gradient_clip > 0:
             raise ValueError(f"gradient_clip must be above zero; got {self.gradient_clip!r}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from gpm_core.data.criteria import labelled_pairs
 from gpm_core.data.cycles import cyclic_pairs
 from gpm_core.data.hub import load_pairs, load_rated
 from gpm_core.data.pairs import PreferencePair
@@ -28,19 +29,26 @@ class DataOptions:
             :func:`gpm_core.data.pairs_from_ratings`.
         cycle: the data are responses with ratings, and preferences go in circles over these
             criteria; see :func:`gpm_core.data.cyclic_pairs`.
+        criteria: the data are responses with ratings, and each of these criteria is a preference of
+            its own, of a model of several; see :func:`gpm_core.data.labelled_pairs`.
 
     Raises:
-        ValueError: if both ``ratings`` and ``cycle`` are given.
+        ValueError: if more than one of ``ratings``, ``cycle`` and ``criteria`` is given.
     """
 
     split: str | None = None
     eval_split: str | None = None
     ratings: str | None = None
     cycle: list[str] | None = None
+    criteria: list[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.ratings is not None and self.cycle is not None:
-            raise ValueError("ratings and cycle are two ways to make pairs: give one of them")
+        ways = ("ratings", "cycle", "criteria")
+        given = [name for name in ways if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given[:2])} are two ways to make pairs: give one of them"
+            )
 
     def read(
         self, data: str | os.PathLike[str], eval_data: str | os.PathLike[str] | None
@@ -59,10 +67,14 @@ class DataOptions:
         return pairs, heldout
 
     def _pairs(self, source: str | os.PathLike[str], split: str | None) -> list[PreferencePair]:
-        if self.ratings is None and self.cycle is None:
+        if self.ratings is None and self.cycle is None and self.criteria is None:
             return load_pairs(source, split)
         groups = load_rated(source, split)
-        if self.cycle is not None:
+        pairs: list[PreferencePair]
+        if self.criteria is not None:
+            pairs = [*labelled_pairs(groups, self.criteria)]
+            kind = "two responses with different ratings on any of the criteria"
+        elif self.cycle is not None:
             pairs, kind = cyclic_pairs(groups, self.cycle).pairs, "cycle in the ratings"
         else:
             criterion = None if self.ratings == MEAN else self.ratings

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import resource
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from gpm_core._version import __version__
-from gpm_core.data import DataError, PreferencePair, to_dataset
+from gpm_core.data import DataError, PreferencePair, criteria_dataset, to_dataset
 from gpm_core.data.files import write_json
 from gpm_core.evaluation.metrics import calibration_error, wilson_interval
 from gpm_core.models.loading import is_adapter
+from gpm_core.training.criteria import CriteriaEvaluation, check_labels, label_matrix
 from gpm_core.training.folder import check_run_folder, claim_run_folder
 from gpm_core.training.loop import EpochRecord, History
 from gpm_core.training.objective import Evaluation
@@ -29,7 +31,14 @@ Mode = Literal["lora", "last", "full"]
 MODES = ("lora", "last", "full")
 CHECKPOINTS = "checkpoints"
 #: What a run sets by itself: where it writes, and what its other options say.
-_RESERVED = ("output_dir", "seed", "data_seed", "disable_tqdm", "remove_unused_columns")
+_RESERVED = (
+    "output_dir",
+    "seed",
+    "data_seed",
+    "disable_tqdm",
+    "remove_unused_columns",
+    "criteria",
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +56,7 @@ class TuneOptions:
         heldout_fraction: share of the pairs to hold out by prompt, where there is no evaluation
             data.
         seed: of the division, initial weights, order of pairs and dropout.
-        data: see :class:`DataOptions`.
+        data: see :class:`DataOptions`; its ``criteria`` are those of a new head.
 
     Raises:
         TypeError: if ``trainer`` holds what is no field of ``PreferenceConfig``.
@@ -157,13 +166,13 @@ def tune(
     checkpoint = newest_whole(output / CHECKPOINTS) if resume else None
     trainer.train(resume_from_checkpoint=checkpoint)
     trained = time.perf_counter()
-    heldout, labels = _evaluate(trainer)
+    summary, heldout, labels = _evaluate(trainer)
     trainer.save_model(str(output / "model"))
     # A pickle, which nobody should have to trust; run.json and metrics.json say all of it.
     (output / "model" / "training_args.bin").unlink(missing_ok=True)
-    history = _history(trainer.state.log_history)
+    history = _history(trainer.state.log_history, trainer.model.criteria)
     metrics = {
-        "heldout": _summary(heldout, labels),
+        "heldout": summary,
         "train": {"loss": history.last.train_loss, "accuracy": history.last.train_accuracy},
         "trained_parameters": sum(p.numel() for p in trainer.model.parameters() if p.requires_grad),
         "settings": options.as_dict(),
@@ -218,6 +227,9 @@ def _read(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     pairs, *rows = divided(options.data, data, eval_data, options.heldout_fraction, options.seed)
     train, heldout = ([pairs[i] for i in part] for part in rows)
+    if options.data.criteria is not None:
+        target = label_matrix(train, range(len(train)), options.data.criteria)
+        check_labels("training", target, options.data.criteria)
     return train, heldout
 
 
@@ -251,6 +263,7 @@ def _trainer(
         "dataloader_pin_memory": torch.cuda.is_available(),
         # Long pairs are cut, as the model cuts them in use, and not left out.
         "max_length": None,
+        "criteria": options.data.criteria,
     }
     config = PreferenceConfig(
         output_dir=str(output / CHECKPOINTS),
@@ -260,11 +273,12 @@ def _trainer(
     )
     if not progress:
         datasets.disable_progress_bars()
+    as_dataset: Any = to_dataset if options.data.criteria is None else criteria_dataset
     trainer = PreferenceTrainer(
         options.backbone,
         config,
-        train_dataset=to_dataset(train_pairs),
-        eval_dataset=to_dataset(heldout_pairs),
+        train_dataset=as_dataset(train_pairs),
+        eval_dataset=as_dataset(heldout_pairs),
         peft_config=_lora(options) if options.mode == "lora" and not adapter else None,
     )
     # Without progress bars transformers prints every log instead; log.json has them all.
@@ -280,18 +294,25 @@ def _lora(options: TuneOptions) -> Any:
     return peft.LoraConfig(r=options.lora_rank, lora_alpha=alpha, lora_dropout=options.lora_dropout)
 
 
-def _evaluate(trainer: Any) -> tuple[Evaluation, Tensor]:
-    """What the model makes of the held-out pairs, and their labels."""
-    output = trainer.predict(
-        trainer.eval_dataset, ignore_keys=["embeddings", "scale"], metric_key_prefix="heldout"
-    )
+def _evaluate(trainer: Any) -> tuple[dict[str, Any], Evaluation, Tensor]:
+    """What the model makes of the held-out pairs, summed up and each, and their labels."""
+    criteria = trainer.model.criteria
+    ignored = ["embeddings", "scale"]
+    if criteria:
+        ignored += ["score", "probability", "criteria_scale"]
+    output = trainer.predict(trainer.eval_dataset, ignore_keys=ignored, metric_key_prefix="heldout")
+    if criteria:
+        values = (torch.as_tensor(v).float() for v in (*output.predictions, output.label_ids))
+        result = CriteriaEvaluation(criteria, *values)
+        return result.summary(), *result.labels()
     score, probability = (torch.as_tensor(values).float() for values in output.predictions)
     labels = torch.as_tensor(output.label_ids).float()
     loss = nn.functional.binary_cross_entropy(
         probability.clamp(1e-7, 1 - 1e-7), labels, reduction="none"
     )
     correct = (torch.sign(score) * torch.sign(labels - 0.5) + 1) / 2
-    return Evaluation(score, probability, loss, correct), labels
+    evaluation = Evaluation(score, probability, loss, correct)
+    return _summary(evaluation, labels), evaluation, labels
 
 
 def _summary(result: Evaluation, labels: Tensor) -> dict[str, Any]:
@@ -305,7 +326,7 @@ def _summary(result: Evaluation, labels: Tensor) -> dict[str, Any]:
     }
 
 
-def _history(log: list[dict[str, Any]]) -> History:
+def _history(log: list[dict[str, Any]], criteria: Sequence[str]) -> History:
     """One record per evaluation, with the means of the training before it, over steps."""
     records: list[EpochRecord] = []
     losses: list[float] = []
@@ -326,9 +347,21 @@ def _history(log: list[dict[str, Any]]) -> History:
                     sum(accuracies) / count,
                     entry["eval_loss"],
                     entry.get("eval_accuracy"),
+                    _criteria_figures(entry, criteria) if criteria else None,
                 )
             )
             losses, accuracies = [], []
     if not records:
         raise DataError("the run was never evaluated: set eval_strategy to 'epoch' or 'steps'")
     return History(tuple(records))
+
+
+def _criteria_figures(
+    entry: dict[str, Any], criteria: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Loss and accuracy of an evaluation by each criterion that had labels."""
+    return {
+        name: {figure: entry[f"eval_{figure}_{name}"] for figure in ("loss", "accuracy")}
+        for name in criteria
+        if f"eval_loss_{name}" in entry
+    }

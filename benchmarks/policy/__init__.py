@@ -1,0 +1,1 @@
+"""A real alignment, recorded: SmolLM2-135M-Instruct on the prompts of HH-RLHF."""
