@@ -145,6 +145,17 @@ def test_held_out_figures_are_those_of_the_models(models, run) -> None:
                     for policy in policies
                 ]
             differences.append(logps[1] - logps[0])
+    other = load_model(models / "other_judge")
+    seconds = torch.stack(
+        [
+            other.preference_matrix(
+                json.loads(start["prompt"]), last["responses"] + start["responses"]
+            )[:4, 4:].mean()
+            for start, last in zip(sampled[0], sampled[2], strict=True)
+        ]
+    )
+    found = json.loads((run / "evaluation" / "eval-judge-1" / "comparison.json").read_text())
+    assert found["against_start"][2]["value"] == pytest.approx(float(seconds.mean()), abs=1e-5)
     found = json.loads((run / "evaluation" / "judge" / "comparison.json").read_text())
     assert found["against_start"][2]["value"] == pytest.approx(
         float(torch.stack(wins).mean()), abs=1e-5
@@ -183,7 +194,8 @@ def test_what_is_missing_is_done_again_and_nothing_else(models, run, tmp_path) -
     (other / "iteration-002" / "responses" / "00001.parquet").unlink()
     (other / "iteration-002" / "judgements" / "00001.safetensors").unlink()
     (other / "iteration-002" / "targets" / "00001.parquet").unlink()
-    (other / "iteration-002" / "responses" / ".partial-x").write_text("half")
+    for half in ("responses/.partial-x.parquet", "judgements/.partial-x.safetensors"):
+        (other / "iteration-002" / half).write_text("")
     untouched = other / "iteration-002" / "responses" / "00000.parquet"
     changed = untouched.stat().st_mtime_ns
     options = options_of(models, eval_judges=(str(models / "other_judge"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from gpm_core.data.messages import Message
 from gpm_core.policy import GPOOptions, SamplingOptions
 from gpm_core.policy.models import load_start, load_tokenizer, prompt_encoder
 from gpm_core.policy.sampling import TransformersSampler, resolve_engine
+from gpm_core.policy.vllm_engine import child_environment
+from gpm_core.policy.vllm_process import max_lora_rank
 
 __all__ = ["one_thread"]
 
@@ -104,10 +107,31 @@ def test_prompts_are_rendered_for_a_reply(models) -> None:
     ]
 
 
-def test_vllm_is_an_error_where_it_is_not_installed() -> None:
-    assert resolve_engine(SamplingOptions()) == "transformers"
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_vllm_is_an_error_where_it_is_not_installed(models) -> None:
+    assert resolve_engine(options_of(models)) == "transformers"
     with pytest.raises(ModuleNotFoundError, match="pip install vllm"):
-        resolve_engine(SamplingOptions(engine="vllm"))
+        resolve_engine(options_of(models, {"engine": "vllm"}))
+
+
+def test_vllm_gets_a_gpu_and_no_launcher() -> None:
+    launched = {
+        "HOME": "/home",
+        "RANK": "3",
+        "WORLD_SIZE": "4",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "ACCELERATE_USE_CPU": "true",
+    }
+    assert child_environment(launched, 3) == {"HOME": "/home", "CUDA_VISIBLE_DEVICES": "3"}
+    for visible, local, expected in (("4,5", 1, "5"), ("6", 3, "6"), ("", 0, "")):
+        given = child_environment({"CUDA_VISIBLE_DEVICES": visible}, local)
+        assert given["CUDA_VISIBLE_DEVICES"] == expected
+
+
+def test_a_rank_of_vllms_own_holds_the_adapter() -> None:
+    assert [max_lora_rank(rank) for rank in (1, 2, 16, 17, 512)] == [1, 8, 16, 32, 512]
+    with pytest.raises(ValueError, match="512 at most"):
+        max_lora_rank(513)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +160,12 @@ def test_bad_sampling_is_refused(options, match) -> None:
         ({"heldout_fraction": 1.0}, ValueError, "heldout_fraction"),
         ({"heldout_responses": 0}, ValueError, "heldout_responses must be at least 1"),
         ({"tune": "prefix"}, ValueError, "tune must be one of"),
+        ({"policy_options": {"dtype": "half"}}, ValueError, "dtype must be one of"),
+        (
+            {"tune": "full", "policy_options": {"dtype": "bfloat16"}},
+            ValueError,
+            "would round small steps away",
+        ),
     ],
 )
 def test_bad_options_are_refused(options, error, match) -> None:

@@ -66,15 +66,40 @@ def test_against_the_nash_mixture_cycles_are_seen(tmp_path: Path) -> None:
     write_judgements(tmp_path / "j.safetensors", score, 0.5)
     write_responses(tmp_path / "r.parquet", 1, 4)
     files = (tmp_path / "r.parquet", tmp_path / "j.safetensors")
-    target_shard(*files, "nash", None, tmp_path / "t.parquet")
+    target_shard(*files, tmp_path / "t.parquet", opponents="nash")
     (row,) = pq.read_table(tmp_path / "t.parquet").to_pylist()
     # Against (0, 1, 1, 1) / 3: rock beats scissors, loses to paper and well.
     assert row["scores"] == pytest.approx([-1 / 3, 0.0, 0.0, 0.0], abs=1e-6)
     won = float(torch.sigmoid(torch.tensor(2.0)))
     assert row["win_rates"] == pytest.approx([(won + 2 * (1 - won)) / 3, 0.5, 0.5, 0.5], abs=1e-6)
-    target_shard(*files, "group", None, tmp_path / "g.parquet")
+    target_shard(*files, tmp_path / "g.parquet")
     (row,) = pq.read_table(tmp_path / "g.parquet").to_pylist()
     assert row["score_matrix"] == score[0].tolist()
+
+
+def test_dsppo_gets_scores_of_the_judges_own_probabilities(tmp_path: Path) -> None:
+    """A temperature for each block, and an objective that divides by 0.1."""
+    torch.manual_seed(0)
+    v, scale, tau = torch.randn(1, 3, 4), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5, 4.0])
+    save_file(
+        {
+            "embeddings": v,
+            "scale": scale,
+            "tau": tau,
+            "score": torch.zeros(1, 3, 3),
+            "probability": torch.full((1, 3, 3), 0.5),
+        },
+        tmp_path / "j.safetensors",
+    )
+    write_responses(tmp_path / "r.parquet", 1, 3)
+    files = (tmp_path / "r.parquet", tmp_path / "j.safetensors", tmp_path / "t.parquet")
+    target_shard(*files, tau=0.1)
+    (row,) = pq.read_table(tmp_path / "t.parquet").to_pylist()
+    for i, a in enumerate(v[0].tolist()):
+        for j, b in enumerate(v[0].tolist()):
+            blocks = [a[0] * b[1] - a[1] * b[0], a[2] * b[3] - a[3] * b[2]]
+            logit = blocks[0] / 0.5 + 2 * blocks[1] / 4
+            assert row["score_matrix"][i][j] / 0.1 == pytest.approx(logit, abs=1e-5)
 
 
 @pytest.mark.parametrize(("opponents", "per_iteration"), [("start", None), ("previous", 6)])
@@ -150,7 +175,7 @@ def test_a_judge_without_embeddings_is_refused(models, tmp_path, monkeypatch) ->
         """Reads pairs, and has no embeddings."""
 
     monkeypatch.setattr("gpm_core.policy.stages.load_model", lambda *a, **k: Pairwise())
-    with pytest.raises(TypeError, match="Pairwise has none"):
+    with pytest.raises(ValueError, match="Pairwise has none"):
         align(models / "prompts.jsonl", tmp_path / "run", options_of(models), iterations=1)
 
 
@@ -226,3 +251,31 @@ def test_vllm_samples_in_a_process_of_its_own(models, tmp_path) -> None:
             assert len(row["responses"]) == 4
             assert all(1 <= len(ids) <= 5 and 3 not in ids[:-1] for ids in row["response_ids"])
             assert row["finished"] == [ids[-1] == 3 for ids in row["response_ids"]]
+        # A seed for each prompt: else the noise of all of them would be the same.
+        assert len({str(row["response_ids"]) for row in sampled}) > 12
+
+
+@pytest.mark.parametrize(
+    ("variable", "trainer"),
+    [("ACCELERATE_USE_FSDP", {}), ("ACCELERATE_USE_DEEPSPEED", {}), (None, {"fsdp": "full_shard"})],
+)
+def test_sharded_models_are_refused_at_once(models, tmp_path, monkeypatch, variable, trainer):
+    if variable is not None:
+        monkeypatch.setenv(variable, "true")
+    with pytest.raises(ValueError, match="not sharded here"):
+        align(models / "prompts.jsonl", tmp_path, options_of(models, trainer=trainer))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"objective": "ggpo", "trainer": {"beta": None}}, "objective must be one of"),
+        ({"trainer": {"beta": -1.0}}, "beta"),
+        ({"trainer": {"eta": 8.0}}, "eta is an option of"),
+    ],
+)
+def test_what_the_trainer_refuses_is_refused_before_sampling(models, tmp_path, options, match):
+    with pytest.raises(ValueError, match=match):
+        align(models / "prompts.jsonl", tmp_path, options_of(models, **options))
+    assert not list(tmp_path.iterdir())

@@ -23,8 +23,8 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 #: Of each run: the objective, its strength, and how many iterations. Targets of log-ratios are
 #: scores / beta for GPO, eta (P - 1/2) for SPPO.
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
-    "gpo": (2, {"beta": 0.1, "centered": True}),
-    "sppo": (2, {"eta": 8.0, "centered": True}),
+    "gpo": (2, {"beta": 0.01, "centered": True}),
+    "sppo": (2, {"eta": 40.0, "centered": True}),
     "dpo": (1, {"beta": 0.1}),
 }
 
@@ -38,7 +38,7 @@ RUNS: dict[str, tuple[int, dict[str, Any]]] = {
 @click.option("--responses", type=int, default=4, show_default=True, help="To a prompt.")
 @click.option("--max-new-tokens", type=int, default=32, show_default=True)
 @click.option("--max-prompt-length", type=int, default=96, show_default=True)
-@click.option("--learning-rate", type=float, default=3e-4, show_default=True)
+@click.option("--learning-rate", type=float, default=1e-3, show_default=True)
 @click.option("--only", type=click.Choice([*RUNS]), multiple=True, help="Some of the runs.")
 @click.option("--seed", type=int, default=0, show_default=True)
 def main(
@@ -65,7 +65,8 @@ def main(
     files = _split(data, work)
     judges = [
         _judge(files["train"], files["heldout"], work / "judge", "gpm", seed),
-        # Of other data, and another kind of model: what is not trained for.
+        # Of other data, and another kind of model: what is not trained for. It has seen what people
+        # said of the held-out prompts.
         _judge(files["heldout"], files["train"], work / "other-judge", "bt", seed),
     ]
     names = [name for name in RUNS if not only or name in only]
@@ -107,7 +108,18 @@ def main(
             progress=True,
         )
     comparisons = evaluate_policies([work / name for name in names], work / "comparison")
-    report.write(output, work, names, comparisons, judges)
+    report.write(output, work, names, comparisons, _command())
+
+
+def _command() -> str:
+    """The command that this is, with names for the reader's own folders."""
+    given = click.get_current_context()
+    options = [
+        f"--{name.replace('_', '-')} {value}"
+        for name, value in given.params.items()
+        if name not in ("data", "output", "work", "only")
+    ]
+    return f"python -m benchmarks.policy DATA --output docs/results --work WORK {' '.join(options)}"
 
 
 def _smollm2() -> str:

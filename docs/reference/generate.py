@@ -35,6 +35,7 @@ ORDER = (
     "ranking.md",
     "objectives.md",
     "policy_training.md",
+    "alignment.md",
     "openrlhf.md",
     "distributed.md",
     "backends.md",

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
-import yaml
 
-from gpm_core.training.tuning import trainer_fields
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 #: TRL's names of what has another name here, that of the first that a command has.
 _ALIASES = {
-    "model_name_or_path": ("backbone", "policy"),
+    "model_name_or_path": ("backbone", "policy", "model"),
     "reward_model_path": ("judge",),
-    "dataset_name": ("data", "prompts"),
+    "eval_judge": ("eval_judges",),
+    "dataset_name": ("data", "prompts", "file"),
     "output_dir": ("output",),
-    "dataset_train_split": ("split",),
-    "dataset_test_split": ("eval_split",),
+    "dataset_train_split": ("train_split", "split"),
+    "dataset_test_split": ("eval_split", "split"),
     "lora_r": ("lora_rank",),
     "num_generations": ("responses",),
     "max_completion_length": ("max_new_tokens",),
@@ -32,8 +34,8 @@ _FLAGS = "gpm_core.trainer.flags"
 def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> None:
     """Callback of ``--config``: options of the file become defaults of the command's.
 
-    What is no option of the command is a field of the trainer. Paths are relative to where the
-    command is run.
+    Of a :class:`TrainerCommand`, what is no option of the command is a field of the trainer. Paths
+    are relative to where the command is run.
 
     Raises:
         click.BadParameter: if the file is not YAML, or names what is neither.
@@ -42,48 +44,100 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
         return
     try:
         values = _parsed(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise click.BadParameter(f"{path}: cannot be read as YAML: {reason}") from error
     if not isinstance(values, dict):
         raise click.BadParameter(f"{path}: expected 'option: value' lines")
-    names = {name for p in context.command.params if (name := p.name) not in (None, "config")}
-    command: Any = context.command
-    fields = command.trainer_fields()
+    known = _long_names(context.command)
     defaults: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
     for key, value in values.items():
         name = str(key).replace("-", "_")
-        name = next((alias for alias in _ALIASES.get(name, ()) if alias in names), name)
-        if name == "use_peft":
+        name = next((alias for alias in _ALIASES.get(name, ()) if alias in known), name)
+        if name == "use_peft" and "tune" in known:
             name, value = "tune", "lora" if value else "full"
-        if name in ("cycle", "criteria") and isinstance(value, list):
-            value = ",".join(map(str, value))
-        if name == "criteria_weights" and isinstance(value, dict):
-            value = ",".join(f"{criterion}={weight}" for criterion, weight in value.items())
-        if name in names:
-            defaults[name] = value
-        elif name in fields:
-            trainer[name] = value
-        else:
-            close = difflib.get_close_matches(name, [*map(str, names), *fields], 1)
+        if name in known:
+            option = known[name]
+            defaults[str(option.name)] = _value(option, value)
+            continue
+        # TRL takes seconds to import: only where a name is not our own.
+        command = context.command
+        fields = command.trainer_fields() if isinstance(command, TrainerCommand) else frozenset()
+        if name not in fields:
+            close = difflib.get_close_matches(name, [*known, *fields], 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise click.BadParameter(f"{path}: unknown option {key!r}{hint}")
+        trainer[name] = value
     context.default_map = {**(context.default_map or {}), **defaults}
     context.meta[_FILE] = trainer
 
 
-class _Loader(yaml.SafeLoader):
+def config_option(function: Function) -> Function:
+    """--config FILE, see :func:`read_config`."""
+    option = click.option(
+        "--config",
+        type=click.Path(path_type=Path, exists=True, dir_okay=False),
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        help="YAML file of options, by their long names (TRL's names are understood).",
+    )
+    return option(function)
+
+
+def _long_names(command: click.Command) -> dict[str, click.Parameter]:
+    """What a file may name: options as the command line has them, arguments as they are called."""
+    known: dict[str, click.Parameter] = {}
+    for parameter in command.params:
+        if parameter.name == "config":
+            continue
+        flags = [flag for flag in parameter.opts if flag.startswith("--")]
+        for name in (str(parameter.name), *(flag.removeprefix("--") for flag in flags)):
+            known[name.replace("-", "_")] = parameter
+    return known
+
+
+def _value(option: click.Parameter, value: Any) -> Any:
+    """A value of the file as the command line would have it."""
+    if isinstance(value, dict):
+        return ",".join(f"{name}={number}" for name, number in value.items())
+    if option.multiple:
+        return value if isinstance(value, list) else [value]
+    return ",".join(map(str, value)) if isinstance(value, list) else value
+
+
+@functools.cache
+def _loader() -> Any:
     """YAML as it is written: 1e-4 is a number, which YAML 1.1 wants a point in (1.0e-4)."""
+    import yaml
 
+    class Loader(yaml.SafeLoader):
+        pass
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), None
-)
+    number = re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, None)
+    return Loader
 
 
 def _parsed(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    """What YAML says.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    # check and doctor do without the extra "train".
+    try:
+        import yaml
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'options as YAML need the package {error.name}: pip install "gpm_core[train]"',
+            name=error.name,
+        ) from error
+    try:
+        return yaml.load(text, _loader())
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from error
 
 
 class TrainerCommand(click.Command):
@@ -92,10 +146,15 @@ class TrainerCommand(click.Command):
     @staticmethod
     def trainer_fields() -> frozenset[str]:
         """Names of the fields of the trainer's configuration."""
+        from gpm_core.training.tuning import trainer_fields
+
         return trainer_fields()
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """As ``click.Command``, after what belongs to the trainer was taken out."""
+        """As ``click.Command``, after what belongs to the trainer was taken out.
+
+        Our own options may be written with ``_`` for ``-``, as TRL writes all of its own.
+        """
         own = {flag for parameter in self.params for flag in parameter.opts} | {"--help"}
         fields: dict[str, Any] = {}
         rest: list[str] = []
@@ -104,8 +163,12 @@ class TrainerCommand(click.Command):
             argument = remaining.pop(0)
             flag, joined, value = argument.partition("=")
             name = flag.removeprefix("--").replace("-", "_")
+            dashed = f"--{name.replace('_', '-')}"
+            if flag.startswith("--") and dashed in own:
+                rest.append(f"{dashed}{joined}{value}")
+                continue
             # TRL takes seconds to import: only where a flag is not our own.
-            if not flag.startswith("--") or flag in own or name not in self.trainer_fields():
+            if not flag.startswith("--") or name not in self.trainer_fields():
                 rest.append(argument)
                 continue
             if not joined:

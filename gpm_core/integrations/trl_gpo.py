@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
+from transformers import AutoTokenizer, Trainer
 
 try:
     import datasets
@@ -31,6 +31,7 @@ from gpm_core.integrations.trl_gpo_data import (
 )
 from gpm_core.integrations.trl_gpo_logps import present, responses, sequence_logps
 from gpm_core.models._batches import evaluating
+from gpm_core.models.language_model_head import load_language_model
 from gpm_core.objectives import ObjectiveOutput
 
 __all__ = ["GPOConfig", "GPOTrainer", "sequence_logps"]
@@ -331,7 +332,8 @@ def _load(model: Any, tokenizer: Any, args: GPOConfig) -> tuple[Any, Any]:
     if isinstance(model, (str, os.PathLike)):
         name = os.fspath(model)
         assert not isinstance(options, str)
-        model = AutoModelForCausalLM.from_pretrained(name, **{"dtype": torch.float32, **options})
+        # Not None, which would load the tokenizer once more.
+        model, _ = load_language_model(name, False, {"dtype": torch.float32, **options})
     elif options:
         raise ValueError("args.model_init_kwargs are for loading by name; this model is loaded")
     else:

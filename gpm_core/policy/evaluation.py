@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ class _Iterate:
 
 
 def evaluate_policies(
-    runs: Sequence[Path], output: Path, *, iterations: int | None = None
+    runs: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]
 ) -> dict[str, IterateComparison]:
     """Compare the start and all iterates of runs of :func:`gpm_core.policy.align`, by each judge.
 
@@ -40,7 +41,6 @@ def evaluate_policies(
         runs: folders of runs, of which each may be under way.
         output: gets a folder for each judge: "judge", that which the runs were trained by, and
             "eval-judge-1" and so on, with comparison.json, comparison.md and figures.
-        iterations: most iterates of each run; None: all that are evaluated.
 
     Returns:
         The comparison by each judge.
@@ -49,18 +49,18 @@ def evaluate_policies(
         FileNotFoundError: if a folder holds no run, or one without an evaluated iterate.
         ValueError: if runs differ in what they must share.
     """
-    settings = [_settings(run) for run in runs]
-    _check_same(runs, settings)
-    names = _names(runs, settings)
-    start = _Iterate("start", _heldout(runs[0], 0))
+    folders, output = [Path(run) for run in runs], Path(output)
+    settings = [_settings(run) for run in folders]
+    _check_same(folders, settings)
+    names = _names(folders, settings)
+    start = _Iterate("start", _heldout(folders[0], 0))
     iterates = [start]
     judges = 1 + len(settings[0]["eval_judges"])
-    for run, name in zip(runs, names, strict=True):
+    for run, name in zip(folders, names, strict=True):
         found = _evaluated(run, judges)
         if not found:
             raise FileNotFoundError(f"{run}: no iterate of this run has been evaluated")
-        kept = found if iterations is None else [number for number in found if number <= iterations]
-        iterates += [_Iterate(f"{name}-{number}", _heldout(run, number)) for number in kept]
+        iterates += [_Iterate(f"{name}-{number}", _heldout(run, number)) for number in found]
     lengths = torch.stack([mean_lengths(each.files("responses")) for each in iterates], dim=1)
     kl = torch.stack([_kl(each) for each in iterates], dim=1)
     comparisons = {}
@@ -87,11 +87,18 @@ def _settings(run: Path) -> dict[str, Any]:
 
 def _check_same(runs: Sequence[Path], settings: Sequence[dict[str, Any]]) -> None:
     for run, each in zip(runs[1:], settings[1:], strict=True):
-        for name in ("policy", "policy_options", "judge", "eval_judges"):
+        for name in ("policy", "policy_options", "text_format", "judge", "eval_judges"):
             if each[name] != settings[0][name]:
                 raise ValueError(
                     f"runs to compare must have the same {name}; {runs[0]} has "
                     f"{settings[0][name]!r} and {run} {each[name]!r}"
+                )
+        for name in ("max_new_tokens", "temperature", "top_p"):
+            if each["sampling"][name] != settings[0]["sampling"][name]:
+                raise ValueError(
+                    f"runs to compare must sample alike; {name} is "
+                    f"{settings[0]['sampling'][name]} in {runs[0]} and {each['sampling'][name]} in "
+                    f"{run}"
                 )
         prompts = [
             [row["prompt"] for row in all_rows([folder / "prompts" / "heldout.parquet"])]

@@ -37,7 +37,7 @@ def judge_shard(judge: Any, responses: Path, output: Path, batch_size: int) -> N
     """Write the :class:`Judgements` of a file of responses as safetensors.
 
     Raises:
-        TypeError: if the judge has no embeddings (a model that reads pairs).
+        ValueError: if the judge has no embeddings (a model that reads pairs).
     """
     rows = read_rows(responses)
     try:
@@ -49,7 +49,7 @@ def judge_shard(judge: Any, responses: Path, output: Path, batch_size: int) -> N
             )
         )
     except NotImplementedError as error:
-        raise TypeError(
+        raise ValueError(
             f"the judge must give embeddings of responses; {type(judge).__name__} has none"
         ) from error
     scores = [group.scores() for group in groups]

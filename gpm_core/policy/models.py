@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from gpm_core.integrations.trl_gpo_data import GroupEncoder
 from gpm_core.models.conversations import resolve_text_format
-from gpm_core.models.loading import ADAPTER_CONFIG
+from gpm_core.models.language_model_head import load_language_model
+from gpm_core.models.loading import ADAPTER_CONFIG, is_adapter
 from gpm_core.policy.options import GPOOptions
 
 
@@ -42,11 +44,28 @@ def prompt_encoder(options: GPOOptions, tokenizer: Any) -> GroupEncoder:
 
 
 def load_start(options: GPOOptions) -> Any:
-    """The model that the run starts from, on the processor, in float32 unless it says otherwise."""
+    """The model that the run starts from, on the processor, in float32 unless it says otherwise.
+
+    Weights are read from safetensors (or GGUF) files only.
+
+    Raises:
+        OSError: if there is no such model.
+        ValueError: if weights are missing from its files, or it is an adapter or no causal
+            language model.
+    """
+    if is_adapter(options.policy):
+        raise ValueError(
+            f"the policy {options.policy} is an adapter: merge it into its base first "
+            "(merge_and_unload, save_pretrained)"
+        )
     loading: dict[str, Any] = {"dtype": torch.float32, **options.policy_options}
-    if isinstance(loading["dtype"], str):
-        loading["dtype"] = getattr(torch, loading["dtype"])
-    return AutoModelForCausalLM.from_pretrained(options.policy, **loading)
+    # Not None, which would load the tokenizer once more.
+    model, _ = load_language_model(options.policy, False, loading)
+    if "gguf_file" in loading:
+        # Its weights are ordinary ones by now, and trained as such.
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
+    return model
 
 
 def load_policy(options: GPOOptions, folder: Path | None, *, trainable: bool = False) -> Any:
@@ -55,7 +74,12 @@ def load_policy(options: GPOOptions, folder: Path | None, *, trainable: bool = F
     Args:
         options: of the run.
         folder: of an adapter, or of a whole model.
-        trainable: keep an adapter apart, and train it. Otherwise it is merged.
+        trainable: keep an adapter apart, and train it. Otherwise it is merged into weights that
+            hold what it adds.
+
+    Raises:
+        ModuleNotFoundError: for an adapter without the package ``peft``.
+        OSError, ValueError: as :func:`load_start`.
     """
     if folder is None:
         return load_start(options)
@@ -65,15 +89,20 @@ def load_policy(options: GPOOptions, folder: Path | None, *, trainable: bool = F
     import peft
 
     adapted = peft.PeftModel.from_pretrained(
-        load_start(options), str(folder), is_trainable=trainable
+        load_start(options),
+        str(folder),
+        is_trainable=trainable,
+        # To be trained in float32; to be read, in the dtype of what it is added to.
+        autocast_adapter_dtype=trainable,
     )
-    return adapted if trainable else adapted.merge_and_unload()
+    if trainable or adapted.dtype not in (torch.float32, torch.float64):
+        # Weights of 16 bits would round most of what was learned away.
+        return adapted
+    return adapted.merge_and_unload()
 
 
 def _elsewhere(options: GPOOptions, folder: Path) -> GPOOptions:
     """The options that load a whole model which this run has written."""
-    import dataclasses
-
     kept = {
         key: value
         for key, value in options.policy_options.items()

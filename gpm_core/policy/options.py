@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from gpm_core.integrations.trl_gpo import GPOConfig
 
 Engine = Literal["auto", "transformers", "vllm"]
 Opponents = Literal["group", "nash", "start", "previous"]
@@ -27,6 +31,7 @@ _RESERVED = (
     "model_init_kwargs",
     "max_length",
 )
+_DTYPES = ("float32", "float64", "bfloat16", "float16")
 #: Objectives that take the probabilities or scores of all pairs of a group, and nothing else.
 _OF_PAIRS = ("online_ipo", "dsppo")
 
@@ -91,7 +96,9 @@ class GPOOptions:
         tune: "lora" (one adapter, which all iterations go on with) or "full".
         lora_rank, lora_alpha, lora_dropout: of the adapter; alpha None is twice the rank.
         trainer: fields of ``GPOConfig`` by name: beta, learning_rate, num_train_epochs, ...
-        policy_options: for ``from_pretrained`` of the policy: ``dtype``, ``gguf_file``, ...
+        policy_options: for ``from_pretrained`` of the policy: ``dtype`` (a name, as "bfloat16"; of
+            16 bits only with "lora", whose adapter is in float32), ``gguf_file``, ...
+        vllm_options: for ``vllm.LLM``: ``gpu_memory_utilization``, ``tensor_parallel_size``, ...
         text_format: how prompts are rendered for the policy: "chat", "plain", or None: as its
             tokenizer says.
         heldout_fraction: share of the prompts on which iterates are evaluated, where no file of
@@ -120,6 +127,7 @@ class GPOOptions:
     lora_dropout: float = 0.0
     trainer: dict[str, Any] = field(default_factory=dict)
     policy_options: dict[str, Any] = field(default_factory=dict)
+    vllm_options: dict[str, Any] = field(default_factory=dict)
     text_format: str | None = None
     heldout_fraction: float = 0.1
     heldout_prompts: int | None = None
@@ -152,12 +160,31 @@ class GPOOptions:
                 f"{self.objective!r} compares the responses of a group with each other: leave "
                 f"opponents at 'group'; got {self.opponents!r}"
             )
+        self._check_dtype()
         reserved = sorted(set(_RESERVED) & set(self.trainer))
         if reserved:
             raise ValueError(f"the run sets {', '.join(reserved)} by itself: leave it out")
         unknown = sorted(set(self.trainer) - gpo_fields())
         if unknown:
             raise TypeError(f"{', '.join(unknown)} is no field of GPOConfig")
+
+    def _check_dtype(self) -> None:
+        dtype = self.policy_options.get("dtype", "float32")
+        if dtype not in _DTYPES:
+            raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
+        if self.tune == "full" and dtype not in ("float32", "float64"):
+            raise ValueError(
+                f"weights in {dtype} would round small steps away: train in full in float32 (with "
+                "bf16=True in trainer for mixed precision), or with tune='lora'"
+            )
+
+    @property
+    def scores_tau(self) -> float | None:
+        """Temperature of scores that the objective turns into probabilities itself, or None."""
+        if self.objective != "dsppo":
+            return None
+        tau: float = self.trainer.get("tau", 0.1)
+        return tau
 
     @property
     def heldout_count(self) -> int:
@@ -170,6 +197,62 @@ class GPOOptions:
         values = asdict(self)
         values["eval_judges"] = list(self.eval_judges)
         return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GPOOptions:
+        """What :meth:`as_dict` gave."""
+        given = {**values, "sampling": SamplingOptions(**values["sampling"])}
+        return cls(**{**given, "eval_judges": tuple(values["eval_judges"])})
+
+
+def training_config(
+    options: GPOOptions, iteration: int, output_dir: Path, *, progress: bool
+) -> GPOConfig:
+    """What the trainer of an iteration is told.
+
+    Args:
+        options: of the run.
+        iteration: from 1.
+        output_dir: of its checkpoints.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        TypeError, ValueError: for fields that do not fit the objective, each other, or the machine.
+    """
+    import torch
+
+    from gpm_core.integrations.trl_gpo import GPOConfig
+
+    on_gpu = torch.cuda.is_available()
+    wide = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+    defaults: dict[str, Any] = {
+        "report_to": "none",
+        "save_strategy": "steps",
+        # Of all steps: what a stopped training has to do again at most.
+        "save_steps": 0.25,
+        "save_total_limit": 2,
+        "logging_steps": 10,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 1,
+        "bf16": wide and not options.trainer.get("fp16"),
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "disable_dropout": options.lora_dropout == 0,
+    }
+    config = GPOConfig(
+        output_dir=str(output_dir),
+        seed=options.seed + iteration,
+        disable_tqdm=not progress,
+        objective=options.objective,
+        iteration=iteration if options.objective == "dsppo" else None,
+        # What is too long was left out as a prompt, and sampling ended responses.
+        max_length=None,
+        **{**defaults, **options.trainer},
+    )
+    if on_gpu and config.n_gpu > 1:
+        # One process is to use one GPU; several processes use several.
+        config._n_gpu = 1
+    return config
 
 
 def gpo_fields() -> frozenset[str]:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from gpm_core.data.files import atomic_folder, read_json
+from gpm_core.data.files import PARTIAL, atomic_folder, read_json
 from gpm_core.training.folder import RUN
 
 #: What the start's samples and their judgements follow from.
@@ -61,4 +61,9 @@ def take_over(source: Path, output: Path, description: dict[str, Any]) -> None:
         if (source / name).is_dir() and not (output / name).exists():
             (output / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_folder(output / name, replace=True) as partial:
-                shutil.copytree(source / name, partial, dirs_exist_ok=True)
+                shutil.copytree(
+                    source / name,
+                    partial,
+                    ignore=shutil.ignore_patterns(f"{PARTIAL}*"),
+                    dirs_exist_ok=True,
+                )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,19 +12,23 @@ from typing import Any
 import torch
 
 from gpm_core._version import __version__
-from gpm_core.data.files import read_json, write_json
+from gpm_core.data.files import PARTIAL, read_json, write_json
 from gpm_core.data.messages import Message
 from gpm_core.data.pairs import PreferencePair
 from gpm_core.data.prompts import distinct_prompts, load_prompts
 from gpm_core.data.splitting import check_disjoint, split_indices
 from gpm_core.policy.evaluation import evaluate_policies
-from gpm_core.policy.options import GPOOptions
+from gpm_core.policy.options import GPOOptions, training_config
 from gpm_core.policy.reuse import take_over
+from gpm_core.policy.sampling import resolve_engine
 from gpm_core.policy.stages import Stages
 from gpm_core.policy.targets import judgement_summary
 from gpm_core.policy.training import LOG, train_stage
 from gpm_core.training.folder import check_run_folder, claim_run_folder
 from gpm_core.training.tuning import peak_memory
+
+#: Options that may change when a run is resumed: they decide what fits into memory, and no result.
+_OF_MEMORY = ("judge_batch_size", "vllm_options")
 
 
 @dataclass(frozen=True)
@@ -77,31 +82,40 @@ def align(
         progress: show progress bars on stderr.
 
     Raises:
+        FileNotFoundError: if there are no prompts, or no run to reuse.
+        ModuleNotFoundError: without vLLM where it is chosen, or PEFT for "lora".
         FileExistsError: if there is a run in ``output`` already and ``resume`` is false, or other
             files are.
         OSError: if ``output`` cannot be written to, or there is no such policy or judge.
-        TypeError: for a judge without embeddings.
-        ValueError: for bad data, or if settings differ from those of the run to resume or reuse.
+        ValueError: for bad data, a judge without embeddings, or if settings differ from those of
+            the run to resume or reuse.
     """
     if iterations < 1:
         raise ValueError(f"iterations must be at least 1; got {iterations}")
     output = Path(output)
-    description = check_run_folder(output, options.as_dict(), prompts, eval_prompts, resume)
-    train, heldout = _divided(prompts, eval_prompts, options)
+    _refuse_sharding(options)
+    resolve_engine(options)
     stages = Stages(options, output, progress=progress)
+    # What the trainer would refuse is refused before anything is sampled.
+    training_config(options, 1, output / "checkpoints", progress=False)
+    settings = {k: v for k, v in options.as_dict().items() if k not in _OF_MEMORY}
+    description = check_run_folder(output, settings, prompts, eval_prompts, resume)
     # All are to have looked at the folder before it changes.
     stages.processes.wait()
     if stages.processes.first:
         claim_run_folder(output, description)
+        remove_partial_files(output)
         if reuse is not None:
             take_over(Path(reuse), output, description)
-        stages.write_prompts("train", train, None)
-        stages.write_prompts("heldout", heldout, options.heldout_prompts)
+        _write_prompts(stages, prompts, eval_prompts)
     stages.processes.wait()
     _evaluate(stages, 0)
     for number in range(1, iterations + 1):
-        _iterate(stages, number)
+        is_new = _iterate(stages, number)
         _evaluate(stages, number)
+        if stages.processes.first and (is_new or number == iterations):
+            evaluate_policies([stages.output], stages.output / "evaluation")
+        stages.processes.wait()
     metrics = _metrics(stages, iterations)
     if stages.processes.first:
         write_json(output / "metrics.json", metrics)
@@ -110,39 +124,64 @@ def align(
     return AlignmentResult(policy, metrics)
 
 
-def _divided(
-    prompts: str | os.PathLike[str],
-    eval_prompts: str | os.PathLike[str] | None,
-    options: GPOOptions,
-) -> tuple[list[tuple[Message, ...]], list[tuple[Message, ...]]]:
+def _refuse_sharding(options: GPOOptions) -> None:
+    """FSDP and DeepSpeed would have the reference run before they have set the model up."""
+    variables = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    if any(os.environ.get(name, "false").lower() in ("true", "1") for name in variables) or any(
+        options.trainer.get(name) for name in ("fsdp", "deepspeed")
+    ):
+        raise ValueError(
+            "models are not sharded here: use several processes without FSDP and DeepSpeed (DDP), "
+            "with LoRA and gradient checkpointing where memory is short"
+        )
+
+
+def remove_partial_files(output: Path) -> None:
+    """Delete what killed processes left half written, anywhere in the folder of a run."""
+    for path in list(output.rglob(f"{PARTIAL}*")):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _write_prompts(
+    stages: Stages, prompts: str | os.PathLike[str], eval_prompts: str | os.PathLike[str] | None
+) -> None:
     """Prompts to train on, and held-out ones, none of which is on both sides."""
+    names = ("train", "heldout")
+    if all(stages.prompts(name).exists() for name in names):
+        return
+    options = stages.options
     train = load_prompts(prompts)
     if eval_prompts is not None:
         heldout = load_prompts(eval_prompts)
         check_disjoint(_as_pairs(train), _as_pairs(heldout))
-        return train, heldout
-    inside, outside = split_indices(_as_pairs(train), options.heldout_fraction, options.seed)
-    return [train[i] for i in inside], [train[i] for i in outside]
+    else:
+        inside, outside = split_indices(_as_pairs(train), options.heldout_fraction, options.seed)
+        train, heldout = [train[i] for i in inside], [train[i] for i in outside]
+    stages.write_prompts("train", train, None)
+    stages.write_prompts("heldout", heldout, options.heldout_prompts)
 
 
 def _as_pairs(prompts: Sequence[tuple[Message, ...]]) -> list[PreferencePair]:
     return [PreferencePair(prompt, "", "") for prompt in distinct_prompts(prompts)]
 
 
-def _iterate(stages: Stages, number: int) -> None:
-    """Train iterate ``number`` on what the one before it says."""
+def _iterate(stages: Stages, number: int) -> bool:
+    """Train iterate ``number`` on what the one before it says; whether there was anything to do."""
     folder = stages.iteration(number)
     title = f"iteration {number}"
     if stages.processes.first:
         folder.mkdir(exist_ok=True)
-    stages.processes.wait()
-    done = (folder / "policy").exists()
-    stages.processes.wait()
-    if done:
-        return
-    stages.sample(number - 1, stages.iteration_prompts(number), folder, f"{title}: sampling")
-    judged = stages.judge(stages.options.judge, folder, f"{title}: judging")
-    targets = stages.targets(number, folder, judged)
+    if stages.processes.agreed((folder / "policy").exists()):
+        if stages.processes.first:
+            shutil.rmtree(folder / "training", ignore_errors=True)
+        return False
+    prompts = stages.iteration_prompts(number)
+    sampled = stages.sample(number - 1, prompts, folder, f"{title}: sampling")
+    judged = stages.judge(stages.options.judge, sampled, folder, f"{title}: judging")
+    targets = stages.targets(number, folder, sampled, judged)
     with stages.timed(folder, "training"):
         train_stage(
             stages.options,
@@ -154,25 +193,26 @@ def _iterate(stages: Stages, number: int) -> None:
             stages.processes,
             progress=stages.progress,
         )
+    return True
 
 
 def _evaluate(stages: Stages, number: int) -> None:
-    """Sample and judge responses of iterate ``number`` to held-out prompts; compare all so far."""
+    """Sample and judge responses of iterate ``number`` to held-out prompts."""
     folder = stages.iteration(number) / "heldout"
     if stages.processes.first:
         folder.mkdir(parents=True, exist_ok=True)
     stages.processes.wait()
     title = f"iterate {number}"
     prompts = stages.prompts("heldout")
-    stages.sample(number, prompts, folder, f"{title}: held-out responses", purpose="heldout")
-    stages.logps(number, folder, "logps", f"{title}: log-probabilities")
+    sampled = stages.sample(
+        number, prompts, folder, f"{title}: held-out responses", purpose="heldout"
+    )
+    stages.logps(number, sampled, folder, "logps", f"{title}: log-probabilities")
     if number:
-        stages.logps(0, folder, "start_logps", f"{title}: log-probabilities under the start")
+        under = f"{title}: log-probabilities under the start"
+        stages.logps(0, sampled, folder, "start_logps", under)
     for place, judge in enumerate((stages.options.judge, *stages.options.eval_judges)):
-        stages.judge(judge, folder, f"{title}: judging", f"judgements-{place}")
-    if stages.processes.first and number:
-        evaluate_policies([stages.output], stages.output / "evaluation", iterations=number)
-    stages.processes.wait()
+        stages.judge(judge, sampled, folder, f"{title}: judging", f"judgements-{place}")
 
 
 def _metrics(stages: Stages, iterations: int) -> dict[str, Any]:
@@ -186,7 +226,7 @@ def _metrics(stages: Stages, iterations: int) -> dict[str, Any]:
                 for name, seconds in read_json(where / "seconds.json").items():
                     entry["seconds"][prefix + name] = seconds
         if number:
-            entry["judgements"] = judgement_summary(sorted((folder / "judgements").glob("*")))
+            entry["judgements"] = judgement_summary(sorted((folder / "judgements").glob("[0-9]*")))
             entry["training"] = _last_logs(read_json(folder / LOG))
         per_iteration.append(entry)
     comparisons = sorted((stages.output / "evaluation").glob("*/comparison.json"))

@@ -11,26 +11,38 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
+from gpm_core.integrations.trl_gpo_logps import contiguous_head
 from gpm_core.models._batches import evaluating
-from gpm_core.policy.options import SamplingOptions
-from gpm_core.policy.shards import read_rows, write_rows
+from gpm_core.policy.options import GPOOptions, SamplingOptions
+from gpm_core.policy.shards import read_group, write_rows
+
+#: Options for loading a policy that mean the same to vLLM.
+VLLM_OPTIONS = ("dtype", "revision")
 
 #: (token ids of prompts, responses to each, seed) to the token ids of the responses.
 Sampler = Callable[[Sequence[Sequence[int]], int, int], list[list[list[int]]]]
 
 
-def resolve_engine(options: SamplingOptions) -> str:
+def resolve_engine(options: GPOOptions) -> str:
     """The engine that "auto" stands for, or the one that was chosen.
 
     Raises:
         ModuleNotFoundError: for vLLM where it is not installed.
+        ValueError: for vLLM and a policy that it would not load as transformers does.
     """
+    engine = options.sampling.engine
     installed = importlib.util.find_spec("vllm") is not None
-    if options.engine == "auto":
-        return "vllm" if installed and torch.cuda.is_available() else "transformers"
-    if options.engine == "vllm" and not installed:
+    alien = sorted(set(options.policy_options) - set(VLLM_OPTIONS))
+    if engine == "auto":
+        fits = installed and torch.cuda.is_available() and not alien
+        return "vllm" if fits else "transformers"
+    if engine == "vllm" and not installed:
         raise ModuleNotFoundError("engine 'vllm' needs the package vllm: pip install vllm")
-    return options.engine
+    if engine == "vllm" and alien:
+        raise ValueError(
+            f"engine 'vllm' does not load policies with {', '.join(alien)}: choose 'transformers'"
+        )
+    return engine
 
 
 def shard_seed(seed: int, number: int) -> int:
@@ -88,7 +100,7 @@ class TransformersSampler:
         for row, prompt in enumerate(prompts):
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
-        with self._alone():
+        with self._alone(), contiguous_head(self._model):
             output = self._model.generate(
                 ids.to(self._model.device),
                 attention_mask=mask.to(self._model.device),
@@ -99,12 +111,14 @@ class TransformersSampler:
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """Our settings in the place of the model's, which would fill in what ours leave open."""
-        before = self._model.generation_config
-        self._model.generation_config = self._config
+        model = self._model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        before = inner.generation_config
+        inner.generation_config = self._config
         try:
             yield
         finally:
-            self._model.generation_config = before
+            inner.generation_config = before
 
     def _cut(self, row: list[int]) -> list[int]:
         ended = [place for place, token in enumerate(row) if token in self._ends]
@@ -121,8 +135,7 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 
 def sample_shard(
     prompts: Path,
-    start: int,
-    stop: int,
+    number: int,
     sampler: Sampler,
     tokenizer: Any,
     ends: Sequence[int],
@@ -131,12 +144,22 @@ def sample_shard(
     seed: int,
     output: Path,
 ) -> None:
-    """Write the responses to the prompts of rows ``start`` to ``stop`` of a file.
+    """Write the responses to the prompts of a row group of a file.
 
     A row has ``prompt`` (messages as JSON), ``prompt_ids``, ``responses`` (texts, without special
     tokens), ``response_ids`` and ``finished`` (whether each ended by itself).
+
+    Args:
+        prompts: file of the prompts.
+        number: of the row group, and of the file that is made of it.
+        sampler: samples.
+        tokenizer: of the policy.
+        ends: tokens that end a response.
+        count: responses to each prompt.
+        seed: of the samples.
+        output: the file to write.
     """
-    rows = read_rows(prompts)[start:stop]
+    rows = read_group(prompts, number)
     sampled = sampler([row["prompt_ids"] for row in rows], count, seed)
     written = []
     for row, responses in zip(rows, sampled, strict=True):

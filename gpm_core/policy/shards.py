@@ -6,24 +6,33 @@ Processes (accelerate, torchrun) share a folder, and each writes a part of the f
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from gpm_core.data.files import atomic_file
 from gpm_core.data.messages import Message
+
+#: How long processes wait for each other: some sample for hours while others have nothing left.
+_PATIENCE = timedelta(days=7)
 
 
 class Processes:
     """The processes of a run, of which there may be one; what accelerate knows of them."""
 
     def __init__(self) -> None:
-        import torch
-        from accelerate import PartialState
-
-        self._state = PartialState(cpu=not torch.cuda.is_available())
+        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        patience: dict[str, Any] = {"timeout": _PATIENCE} if several else {}
+        self._state = PartialState(cpu=not torch.cuda.is_available(), **patience)
 
     @property
     def index(self) -> int:
@@ -54,6 +63,13 @@ class Processes:
         """Until all have come here."""
         self._state.wait_for_everyone()
 
+    def agreed(self, value: Any) -> Any:
+        """What the first process has, in all of them."""
+        values = [value]
+        if self.count > 1:
+            broadcast_object_list(values)
+        return values[0]
+
 
 def shard_paths(folder: Path, prompts: int, shard_size: int, suffix: str) -> list[Path]:
     """The files of a stage, each about ``shard_size`` prompts in a row."""
@@ -64,14 +80,27 @@ def shard_paths(folder: Path, prompts: int, shard_size: int, suffix: str) -> lis
 def missing_shards(paths: Sequence[Path], processes: Processes) -> list[int]:
     """Numbers of the files that are this process's to make.
 
-    All processes look at the same moment, so that each missing file is made by one.
+    The first process looks for all, so that each missing file is made by one.
     """
+    missing: list[int] = []
     if processes.first and paths:
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-    processes.wait()
-    missing = [number for number, path in enumerate(paths) if not path.exists()]
-    processes.wait()
+        missing = [number for number, path in enumerate(paths) if not path.exists()]
+    missing = processes.agreed(missing)
     return missing[processes.index :: processes.count]
+
+
+def check_shards(paths: Sequence[Path]) -> None:
+    """Make sure that a stage has left all of its files.
+
+    Raises:
+        FileNotFoundError: if one is missing; names it.
+    """
+    for path in paths:
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing after its stage: do all processes share this file system?"
+            )
 
 
 def run_shards(
@@ -90,24 +119,45 @@ def run_shards(
 
 def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Write rows, dictionaries of the same keys, as parquet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def write_in_groups(path: Path, groups: Iterable[Sequence[dict[str, Any]]]) -> int:
+    """Write rows as parquet, each sequence of them as a row group; their number."""
+    writer: Any = None
+    count = 0
+    try:
+        for rows in groups:
+            table = pa.Table.from_pylist(list(rows))
+            if writer is None:
+                writer = pq.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+            count += len(rows)
+    finally:
+        if writer is not None:
+            writer.close()
+    return count
+
+
+def write_chosen(source: Path, places: Sequence[int], output: Path, group_size: int) -> None:
+    """Write some rows of a parquet file to another, in row groups of ``group_size``."""
+    pq.write_table(pq.read_table(source).take(pa.array(places)), output, row_group_size=group_size)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a parquet file."""
-    import pyarrow.parquet as pq
-
     rows: list[dict[str, Any]] = pq.ParquetFile(path).read().to_pylist()
+    return rows
+
+
+def read_group(path: Path, number: int) -> list[dict[str, Any]]:
+    """The rows of a row group of a parquet file."""
+    rows: list[dict[str, Any]] = pq.ParquetFile(path).read_row_group(number).to_pylist()
     return rows
 
 
 def count_rows(path: Path) -> int:
     """Number of rows of a parquet file."""
-    import pyarrow.parquet as pq
-
     return int(pq.ParquetFile(path).metadata.num_rows)
 
 

@@ -28,13 +28,14 @@ from gpm_core.policy.sampling import (
 )
 from gpm_core.policy.shards import (
     Processes,
+    check_shards,
     count_rows,
     dump_messages,
     missing_shards,
-    read_rows,
     run_shards,
     shard_paths,
-    write_rows,
+    write_chosen,
+    write_in_groups,
 )
 from gpm_core.policy.targets import target_shard
 from gpm_core.policy.vllm_engine import sample_with_vllm
@@ -78,28 +79,34 @@ class Stages:
         """Write those that are short enough, ``most`` of them at most, with their token ids.
 
         Raises:
-            ValueError: if none is.
+            ValueError: if none is, or one has no tokens.
         """
         path = self.prompts(name)
-        if path.exists():
-            return
+        path.parent.mkdir(exist_ok=True)
+        size = self.options.sampling.shard_size
+        with atomic_file(path) as partial:
+            count = write_in_groups(partial, _parts(self._prompt_rows(prompts, most), size))
+            if not count:
+                raise ValueError(
+                    f"none of the {len(prompts)} {name} prompts has at most max_prompt_length="
+                    f"{self.options.sampling.max_prompt_length} tokens: raise it"
+                )
+
+    def _prompt_rows(
+        self, prompts: Sequence[tuple[Message, ...]], most: int | None
+    ) -> Iterator[dict[str, Any]]:
         encoder = prompt_encoder(self.options, self.tokenizer)
         limit = self.options.sampling.max_prompt_length
-        rows: list[dict[str, Any]] = []
+        count = 0
         for messages in prompts:
-            if most is not None and len(rows) == most:
-                break
+            if count == most:
+                return
             ids = encoder.prompt_ids(messages)
+            if not ids:
+                raise ValueError(f"this prompt has no tokens: {dump_messages(messages)}")
             if limit is None or len(ids) <= limit:
-                rows.append({"prompt": dump_messages(messages), "prompt_ids": ids})
-        if not rows:
-            raise ValueError(
-                f"none of the {len(prompts)} {name} prompts has at most max_prompt_length={limit} "
-                "tokens: raise it"
-            )
-        path.parent.mkdir(exist_ok=True)
-        with atomic_file(path) as partial:
-            write_rows(partial, rows)
+                count += 1
+                yield {"prompt": dump_messages(messages), "prompt_ids": ids}
 
     def iteration_prompts(self, number: int) -> Path:
         """File of the prompts of an iteration; the same for all where each has all of them."""
@@ -110,9 +117,8 @@ class Stages:
         path = self.iteration(number) / "prompts.parquet"
         if self.processes.first and not path.exists():
             chosen = drawn(total, count, number, self.options.seed)
-            rows = read_rows(everything)
             with atomic_file(path) as partial:
-                write_rows(partial, [rows[i] for i in chosen])
+                write_chosen(everything, chosen, partial, self.options.sampling.shard_size)
         self.processes.wait()
         return path
 
@@ -125,14 +131,11 @@ class Stages:
         heldout = purpose == "heldout"
         count = self.options.heldout_count if heldout else self.options.sampling.responses
         stream = self.options.seed * len(_PURPOSES) + _PURPOSES.index(purpose)
-        seed = stream * 10_007 + number
+        how = {"count": count, "seed": stream * 10_007 + number}
         size = self.options.sampling.shard_size
         paths = shard_paths(folder / "responses", count_rows(prompts), size, ".parquet")
-        numbers = missing_shards(paths, self.processes)
-        with self.timed(folder, "sampling", numbers):
-            if not numbers:
-                pass
-            elif resolve_engine(self.options.sampling) == "vllm":
+        with self._stage(folder, "sampling", paths) as numbers:
+            if numbers and resolve_engine(self.options) == "vllm":
                 sample_with_vllm(
                     self.options,
                     self.policy(number),
@@ -140,36 +143,54 @@ class Stages:
                     paths,
                     numbers,
                     self.processes,
-                    count=count,
-                    seed=seed,
+                    title=title,
+                    progress=self.progress,
+                    **how,
                 )
-            else:
-                model = self._loaded_policy(number)
-                sampler = TransformersSampler(model, self.tokenizer, self.options.sampling)
-                ends = end_ids(model, self.tokenizer)
-
-                def work(shard: int, partial: Path) -> None:
-                    sample_shard(
-                        prompts,
-                        shard * size,
-                        (shard + 1) * size,
-                        sampler,
-                        self.tokenizer,
-                        ends,
-                        count=count,
-                        seed=shard_seed(seed, shard),
-                        output=partial,
-                    )
-
-                run_shards(paths, numbers, work, title=title, progress=self.progress)
+            elif numbers:
+                self._sample_here(number, prompts, paths, numbers, title, **how)
         return paths
 
-    def judge(self, judge: str, folder: Path, title: str, name: str = "judgements") -> list[Path]:
-        """What a judge says of ``folder``/responses, ``folder``/``name``."""
-        responses = sorted((folder / "responses").glob("*.parquet"))
+    def _sample_here(
+        self,
+        number: int,
+        prompts: Path,
+        paths: Sequence[Path],
+        numbers: Sequence[int],
+        title: str,
+        *,
+        count: int,
+        seed: int,
+    ) -> None:
+        model = self._loaded_policy(number)
+        sampler = TransformersSampler(model, self.tokenizer, self.options.sampling)
+        ends = end_ids(model, self.tokenizer)
+
+        def work(shard: int, partial: Path) -> None:
+            sample_shard(
+                prompts,
+                shard,
+                sampler,
+                self.tokenizer,
+                ends,
+                count=count,
+                seed=shard_seed(seed, shard),
+                output=partial,
+            )
+
+        run_shards(paths, numbers, work, title=title, progress=self.progress)
+
+    def judge(
+        self,
+        judge: str,
+        responses: Sequence[Path],
+        folder: Path,
+        title: str,
+        name: str = "judgements",
+    ) -> list[Path]:
+        """What a judge says of files of responses, ``folder``/``name``."""
         paths = [folder / name / f"{path.stem}.safetensors" for path in responses]
-        numbers = missing_shards(paths, self.processes)
-        with self.timed(folder, name, numbers):
+        with self._stage(folder, name, paths) as numbers:
             if numbers:
                 model = load_model(judge, device=self.processes.device)
                 size = self.options.judge_batch_size
@@ -180,12 +201,12 @@ class Stages:
                 run_shards(paths, numbers, work, title=title, progress=self.progress)
         return paths
 
-    def logps(self, number: int, folder: Path, name: str, title: str) -> list[Path]:
-        """Log-probabilities of ``folder``/responses under an iterate, ``folder``/``name``."""
-        responses = sorted((folder / "responses").glob("*.parquet"))
+    def logps(
+        self, number: int, responses: Sequence[Path], folder: Path, name: str, title: str
+    ) -> list[Path]:
+        """Log-probabilities of files of responses under an iterate, ``folder``/``name``."""
         paths = [folder / name / f"{path.stem}.safetensors" for path in responses]
-        numbers = missing_shards(paths, self.processes)
-        with self.timed(folder, name, numbers):
+        with self._stage(folder, name, paths) as numbers:
             if numbers:
                 model = self._loaded_policy(number)
                 size = self.options.sampling.batch_size
@@ -196,22 +217,24 @@ class Stages:
                 run_shards(paths, numbers, work, title=title, progress=self.progress)
         return paths
 
-    def targets(self, number: int, folder: Path, judgements: Sequence[Path]) -> list[Path]:
+    def targets(
+        self, number: int, folder: Path, responses: Sequence[Path], judgements: Sequence[Path]
+    ) -> list[Path]:
         """Rows to train on, ``folder``/targets."""
         others = self._others(number, folder, judgements)
-        paths = [folder / "targets" / f"{path.stem}.parquet" for path in judgements]
-        numbers = missing_shards(paths, self.processes)
+        paths = [folder / "targets" / path.name for path in responses]
 
         def work(shard: int, partial: Path) -> None:
             target_shard(
-                folder / "responses" / paths[shard].name,
+                responses[shard],
                 judgements[shard],
-                self.options.opponents,
-                None if others is None else others[shard],
                 partial,
+                opponents=self.options.opponents,
+                others=None if others is None else others[shard],
+                tau=self.options.scores_tau,
             )
 
-        with self.timed(folder, "targets", numbers):
+        with self._stage(folder, "targets", paths) as numbers:
             run_shards(paths, numbers, work, title="targets", progress=False)
         return paths
 
@@ -227,33 +250,51 @@ class Stages:
         prompts = self.iteration_prompts(number)
         if prompts == self.prompts("train"):
             # Its responses to the same prompts are what the iteration after it was trained on.
-            return sorted((self.iteration(opponent + 1) / "judgements").glob("*.safetensors"))
+            known = self.iteration(opponent + 1) / "judgements"
+            return [known / path.name for path in judgements]
         where = folder / "opponents"
         title = f"iteration {number}: opponents"
-        self.sample(opponent, prompts, where, title, purpose="opponents")
-        return self.judge(self.options.judge, where, title)
+        sampled = self.sample(opponent, prompts, where, title, purpose="opponents")
+        return self.judge(self.options.judge, sampled, where, title)
 
-    # -- models --------------------------------------------------------------------------------
+    # -- what all stages share -----------------------------------------------------------------
 
     def _loaded_policy(self, number: int) -> Any:
-        release()
         return load_policy(self.options, self.policy(number)).to(self.processes.device).eval()
 
     @contextmanager
-    def timed(self, folder: Path, name: str, numbers: Sequence[int] = (0,)) -> Iterator[None]:
-        """All processes do a stage; seconds that it took are added to ``folder``/seconds.json.
+    def _stage(self, folder: Path, name: str, paths: Sequence[Path]) -> Iterator[list[int]]:
+        """Numbers of the files that this process is to make; afterwards all of them are there."""
+        numbers = missing_shards(paths, self.processes)
+        with self.timed(folder, name, bool(numbers)):
+            yield numbers
+        check_shards(paths)
 
-        Not where the first process has nothing to do in it.
-        """
+    @contextmanager
+    def timed(self, folder: Path, name: str, is_due: bool = True) -> Iterator[None]:
+        """All processes do a stage; seconds that it took are added to ``folder``/seconds.json."""
         started = time.perf_counter()
+        # The model of the stage before was still referred to when that one ended.
+        release()
         yield
         self.processes.wait()
         release()
-        if self.processes.first and numbers:
-            add_seconds(folder, name, time.perf_counter() - started)
+        if self.processes.first and is_due:
+            _add_seconds(folder, name, time.perf_counter() - started)
 
 
-def add_seconds(folder: Path, name: str, seconds: float) -> None:
+def _parts(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    part: list[dict[str, Any]] = []
+    for row in rows:
+        part.append(row)
+        if len(part) == size:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _add_seconds(folder: Path, name: str, seconds: float) -> None:
     """Add to the time of a stage, which may have been done in several runs."""
     path = folder / "seconds.json"
     known = read_json(path) if path.exists() else {}

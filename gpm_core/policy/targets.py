@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gpm_core import ops
 from gpm_core.objectives.targets import row_means
 from gpm_core.policy.judging import Judgements, read_judgements
 from gpm_core.policy.options import Opponents
@@ -15,17 +16,25 @@ from gpm_core.ranking import nash_mixture
 
 
 def target_shard(
-    responses: Path, judgements: Path, opponents: Opponents, others: Path | None, output: Path
+    responses: Path,
+    judgements: Path,
+    output: Path,
+    *,
+    opponents: Opponents = "group",
+    others: Path | None = None,
+    tau: float | None = None,
 ) -> None:
     """Write the rows that ``GPOTrainer`` takes, of a file of responses and one of judgements.
 
     Args:
         responses: file of :func:`gpm_core.policy.sampling.sample_shard`.
         judgements: file of :func:`gpm_core.policy.judging.judge_shard`.
+        output: the file to write.
         opponents: whom responses are scored against, see :class:`GPOOptions`.
         others: judgements of another policy's responses to the same prompts; None for opponents
             that are within the group.
-        output: the file to write.
+        tau: give scores of the group for which sigmoid(s / tau) are the judge's probabilities,
+            whatever its own temperature is, or temperatures are. None: its scores as they are.
     """
     judged = read_judgements(judgements)
     against = None if others is None else read_judgements(others)
@@ -40,10 +49,17 @@ def target_shard(
         elif opponents == "nash":
             values.update(_against_nash(judged, number))
         else:
-            values["score_matrix"] = judged.score[number].tolist()
+            score = judged.score[number] if tau is None else _scores_at(judged, number, tau)
+            values["score_matrix"] = score.tolist()
             values["probability_matrix"] = judged.probability[number].tolist()
         rows.append(values)
     write_rows(output, rows)
+
+
+def _scores_at(judged: Judgements, number: int, tau: float) -> Tensor:
+    """Logits (K, K) of the judge's probabilities, times ``tau``."""
+    scale, temperature = judged.group(number).logit_scale()
+    return ops.score_matrix(judged.embeddings[number], scale) * (tau / temperature)
 
 
 def _against(judged: Judgements, others: Judgements, number: int) -> dict[str, Any]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
+import math
 import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PrinterCallback, set_seed
 
-from gpm_core.data.files import PARTIAL, write_json
-from gpm_core.integrations.trl_gpo import GPOConfig, GPOTrainer
+from gpm_core.data.files import PARTIAL, atomic_folder, write_json
+from gpm_core.integrations.trl_gpo import GPOTrainer
 from gpm_core.policy.models import load_policy, lora_config
-from gpm_core.policy.options import GPOOptions
+from gpm_core.policy.options import GPOOptions, training_config
 from gpm_core.policy.shards import Processes
 from gpm_core.training.trainer_checkpoints import RunCallback, newest_whole, remove_unfinished
 
@@ -51,7 +50,7 @@ def train_stage(
     if processes.first:
         remove_unfinished(checkpoints)
     processes.wait()
-    args = _config(options, iteration, checkpoints, progress)
+    args = training_config(options, iteration, checkpoints, progress=progress)
     dataset = _dataset(targets, work / "cache", processes)
     # The adapter's first weights, and nothing else, are drawn before the trainer sets its seed.
     set_seed(args.seed)
@@ -77,31 +76,6 @@ def train_stage(
     processes.wait()
 
 
-def _config(options: GPOOptions, iteration: int, checkpoints: Path, progress: bool) -> GPOConfig:
-    on_gpu = torch.cuda.is_available()
-    defaults: dict[str, Any] = {
-        "report_to": "none",
-        "save_strategy": "epoch",
-        "save_total_limit": 2,
-        "logging_steps": 10,
-        "num_train_epochs": 1,
-        "per_device_train_batch_size": 1,
-        "bf16": on_gpu,
-        "use_cpu": not on_gpu,
-        "dataloader_pin_memory": on_gpu,
-    }
-    return GPOConfig(
-        output_dir=str(checkpoints),
-        seed=options.seed + iteration,
-        disable_tqdm=not progress,
-        objective=options.objective,
-        iteration=iteration if options.objective == "dsppo" else None,
-        # What is too long was left out as a prompt, and sampling ended responses.
-        max_length=None,
-        **{**defaults, **options.trainer},
-    )
-
-
 def _dataset(targets: list[Path], cache: Path, processes: Processes) -> Any:
     import datasets
 
@@ -119,7 +93,16 @@ def _dataset(targets: list[Path], cache: Path, processes: Processes) -> Any:
 
 
 def _save(trainer: Any, folder: Path, processes: Processes) -> None:
-    """Write the log, and then the policy, which says that the stage is done."""
+    """Write the log, and then the policy, which says that the stage is done.
+
+    Raises:
+        FloatingPointError: if a weight is not finite.
+    """
+    if not all(bool(p.isfinite().all()) for p in trainer.model.parameters() if p.requires_grad):
+        raise FloatingPointError(
+            f"weights became infinite or nan in training: delete {folder / 'training'}, and lower "
+            "the learning rate in a new run"
+        )
     partial = folder / f"{PARTIAL}policy"
     if processes.first:
         shutil.rmtree(partial, ignore_errors=True)
@@ -130,5 +113,16 @@ def _save(trainer: Any, folder: Path, processes: Processes) -> None:
         return
     # A pickle, which nobody should have to trust; run.json says all of it.
     (partial / "training_args.bin").unlink(missing_ok=True)
-    write_json(folder / LOG, trainer.state.log_history)
-    os.replace(partial, folder / "policy")
+    write_json(folder / LOG, [_finite(entry) for entry in trainer.state.log_history])
+    with atomic_folder(folder / "policy") as whole:
+        for path in partial.iterdir():
+            path.rename(whole / path.name)
+    partial.rmdir()
+
+
+def _finite(entry: dict[str, Any]) -> dict[str, Any]:
+    """A log with None for what JSON has no number for: norms of gradients, in half precision."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in entry.items()
+    }

@@ -20,6 +20,7 @@ class SamplingParams:
     temperature: float = 1.0
     top_p: float = 1.0
     max_tokens: int = 16
+    stop_token_ids: list[int] | None = None
     seed: int | None = None
 
 
@@ -36,39 +37,44 @@ class LLM:
         max_lora_rank: int = 16,
     ) -> None:
         assert generation_config == "vllm"
+        assert max_lora_rank in (1, 8, 16, 32, 64, 128, 256, 320, 512)
         self._model: Any = AutoModelForCausalLM.from_pretrained(model, revision=revision)
         self._lora = enable_lora
 
     def generate(
         self,
         prompts: list[dict[str, list[int]]],
-        sampling_params: SamplingParams,
+        sampling_params: list[SamplingParams],
         *,
         use_tqdm: bool = True,
         lora_request: Any = None,
     ) -> list[Any]:
-        model = self._model
         if lora_request is not None:
             import peft
 
             assert self._lora
-            if not isinstance(model, peft.PeftModel):
-                model = self._model = peft.PeftModel.from_pretrained(model, lora_request.lora_path)
-        torch.manual_seed(sampling_params.seed or 0)
+            if not isinstance(self._model, peft.PeftModel):
+                self._model = peft.PeftModel.from_pretrained(self._model, lora_request.lora_path)
+        return [self._one(*each) for each in zip(prompts, sampling_params, strict=True)]
+
+    def _one(self, prompt: dict[str, list[int]], params: SamplingParams) -> Any:
+        """A request by itself: with a seed of its own, its numbers are those of the seed."""
+        torch.manual_seed(params.seed or 0)
+        ids = torch.tensor([prompt["prompt_token_ids"]])
+        rows = self._model.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=True,
+            top_k=0,
+            temperature=params.temperature,
+            top_p=params.top_p,
+            max_new_tokens=params.max_tokens,
+            num_return_sequences=params.n,
+        )[:, ids.shape[1] :].tolist()
+        ends = params.stop_token_ids or []
         outputs = []
-        for prompt in prompts:
-            ids = torch.tensor([prompt["prompt_token_ids"]])
-            rows = model.generate(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=True,
-                top_k=0,
-                temperature=sampling_params.temperature,
-                top_p=sampling_params.top_p,
-                max_new_tokens=sampling_params.max_tokens,
-                num_return_sequences=sampling_params.n,
-            )[:, ids.shape[1] :].tolist()
-            end = model.generation_config.eos_token_id
-            cut = [row[: row.index(end) + 1] if end in row else row for row in rows]
-            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=row) for row in cut]))
-        return outputs
+        for row in rows:
+            ended = [place for place, token in enumerate(row) if token in ends]
+            kept = row[: ended[0] + 1] if ended else row
+            outputs.append(SimpleNamespace(token_ids=kept))
+        return SimpleNamespace(outputs=outputs)
