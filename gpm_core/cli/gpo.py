@@ -35,11 +35,11 @@ _SAMPLING_NAMES = tuple(vars(_SAMPLING))
 
 
 class _GPOCommand(TrainerCommand):
-    """Takes every field of ``GPOConfig`` as an option."""
+    """Takes every field of ``GPOConfig`` as an option, and what vLLM is told as one more."""
 
     @staticmethod
     def trainer_fields() -> frozenset[str]:
-        return gpo_fields()
+        return gpo_fields() | {"vllm_options"}
 
 
 @click.command(cls=_GPOCommand, short_help="Align a language model with a preference model.")
@@ -220,6 +220,7 @@ def _options(context: click.Context, values: dict[str, Any]) -> GPOOptions:
     loading = {name: values.pop(name) for name in ("dtype", "gguf_file")}
     return GPOOptions(
         **values,
+        vllm_options=trainer.pop("vllm_options", {}),
         sampling=sampling,
         trainer=trainer,
         policy_options={name: value for name, value in loading.items() if value is not None},
