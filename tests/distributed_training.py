@@ -17,77 +17,35 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 import transformers
 from accelerate import Accelerator, DistributedType
 from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin
-from torch import Tensor
+from distributed_models import (
+    CRITERIA,
+    GLOBAL_BATCH,
+    OPTIMIZER,
+    REGULARISED,
+    STEPS,
+    UNEVEN,
+    build,
+    collate,
+    pairs,
+)
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
-from gpm_core.models import GeneralPreferenceModel
+from gpm_core.models import LanguageModelHead
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "distributed"
 #: What configures accelerate.
 VARIABLES = ("ACCELERATE_", "FSDP_")
-STEPS, GLOBAL_BATCH, LENGTH, PROMPT = 4, 4, 9, 3
-UNEVEN = 7
-# Momentum, not Adam: Adam's steps do not change where gradients are summed instead of averaged.
-OPTIMIZER: dict[str, float] = {"lr": 0.1, "momentum": 0.9}
 # accelerate shards word embeddings on their own, and fails where BertEmbeddings, which Bert names
 # as not to be split, are sharded already.
 LAYERS = {"llama": "LlamaDecoderLayer", "bert": "BertLayer"}
-
-
-def build(kind: str = "llama", *, frozen: bool = False, **options: Any) -> GeneralPreferenceModel:
-    """A tiny model with a gate and a learned temperature; ``frozen`` but for the last layer."""
-    torch.manual_seed(0)
-    sizes = {
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 32,
-    }
-    if kind == "llama":
-        backbone = transformers.LlamaModel(transformers.LlamaConfig(**sizes, pad_token_id=0))
-    else:
-        dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-        backbone = transformers.BertModel(transformers.BertConfig(**sizes, **dropout))
-    options = {"dim": 4, "gate": "softmax", "learn_tau": "one", "tau": 0.5, **options}
-    model = GeneralPreferenceModel.from_backbone(backbone, **options)
-    if frozen:
-        backbone.requires_grad_(False)
-        backbone.layers[-1].requires_grad_(True)
-    return model
-
-
-def pairs(count: int) -> list[dict[str, Tensor]]:
-    """Pairs of unequal lengths, with prompts, soft labels and margins, padded to LENGTH."""
-    draw = torch.Generator().manual_seed(1)
-    records = []
-    for i in range(count):
-        ids = torch.randint(1, 40, (2, LENGTH), generator=draw)
-        ids[1, :PROMPT] = ids[0, :PROMPT]
-        mask = torch.ones_like(ids)
-        mask[i % 2, LENGTH - i % 4 :] = 0
-        records.append(
-            {
-                "input_ids": ids,
-                "attention_mask": mask,
-                "prompt_lengths": torch.tensor([PROMPT, PROMPT]),
-                "margin": torch.tensor(0.1 * (i % 3)),
-                "labels": torch.tensor(1.0 - 0.1 * (i % 2)),
-            }
-        )
-    return records
-
-
-def collate(records: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {name: torch.stack([r[name] for r in records]) for name in records[0]}
 
 
 def offer_fsdp_on_the_processor() -> None:
@@ -122,7 +80,7 @@ def accelerator(sharded: bool, kind: str = "llama") -> Accelerator:
     return Accelerator(cpu=True, fsdp_plugin=plugin)
 
 
-def loader(records: list[dict[str, Tensor]], world: int) -> DataLoader:
+def loader(records: list[dict[str, torch.Tensor]], world: int) -> DataLoader:
     return DataLoader(records, batch_size=GLOBAL_BATCH // world, collate_fn=collate)
 
 
@@ -141,7 +99,7 @@ def train(
     model = build(kind, **o)
     here = accelerator(sharded, kind)
     optimizer = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), **OPTIMIZER)
-    data = loader(pairs(count), here.num_processes)
+    data = loader(pairs(count, criteria="criteria" in o), here.num_processes)
     model, optimizer, data = here.prepare(model, optimizer, data)
     model.train()
     losses = []
@@ -212,31 +170,41 @@ def infer(folder: Path, *, sharded: bool, learn_tau: str) -> dict[str, Any]:
     }
 
 
-def train_with_trainer(folder: Path, *, sharded: bool) -> dict[str, Any]:
+def trainer_options(folder: Path, sharded: bool) -> dict[str, Any]:
     fsdp: dict[str, Any] = {}
     if sharded:
         fsdp = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": True}}
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder),
-        use_cpu=True,
-        ddp_backend="gloo" if world > 1 else None,
-        per_device_train_batch_size=GLOBAL_BATCH // world,
-        max_steps=STEPS,
-        logging_steps=1,
-        save_strategy="no",
-        report_to=[],
-        learning_rate=OPTIMIZER["lr"],
-        lr_scheduler_type="constant",
-        optim="sgd",
-        max_grad_norm=0.0,
-        remove_unused_columns=False,
-        disable_tqdm=True,
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "ddp_backend": "gloo" if world > 1 else None,
+        "per_device_train_batch_size": GLOBAL_BATCH // world,
+        "max_steps": STEPS,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "learning_rate": OPTIMIZER["lr"],
+        "lr_scheduler_type": "constant",
+        "optim": "sgd",
+        "max_grad_norm": 0.0,
+        "remove_unused_columns": False,
+        "disable_tqdm": True,
         **fsdp,
+    }
+
+
+def train_with_trainer(folder: Path, *, sharded: bool) -> dict[str, Any]:
+    arguments = transformers.TrainingArguments(**trainer_options(folder, sharded))
+    return finish(
+        transformers.Trainer(
+            build(), arguments, train_dataset=pairs(STEPS * GLOBAL_BATCH), data_collator=collate
+        )
     )
-    trainer = transformers.Trainer(
-        build(), arguments, train_dataset=pairs(STEPS * GLOBAL_BATCH), data_collator=collate
-    )
+
+
+def finish(trainer: Any) -> dict[str, Any]:
+    """Train, save, and what there was on the way."""
     trainer.train()
     sharding = sum(isinstance(p, DTensor) for p in trainer.model.parameters())
     trainer.save_model()
@@ -244,6 +212,51 @@ def train_with_trainer(folder: Path, *, sharded: bool) -> dict[str, Any]:
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     kind = type(trainer.model_wrapped).__name__
     return {"losses": losses, "type": kind, "sharded_parameters": sharding}
+
+
+def rows(count: int, *, criteria: bool) -> Any:
+    """:func:`pairs` as a data set of token ids."""
+    made = []
+    for record in pairs(count, criteria=criteria):
+        masks = record.pop("attention_mask").bool()
+        row = {name: values.tolist() for name, values in record.items()}
+        sides = zip(record["input_ids"], masks, strict=True)
+        made.append({**row, "input_ids": [ids[mask].tolist() for ids, mask in sides]})
+    return datasets.Dataset.from_list(made)
+
+
+def train_with_preference_trainer(
+    folder: Path, *, sharded: bool, head: LanguageModelHead | None = None, **options: Any
+) -> dict[str, Any]:
+    """TRL's trainer: several criteria; or losses of a language model, with its ``head``."""
+    # Takes seconds, which only these scenarios need.
+    from tiny_models import tiny_tokenizer
+
+    from gpm_core.integrations.trl import PreferenceConfig, PreferenceTrainer
+
+    criteria = "criteria" in options
+    model = build(**options)
+    model.language_model_head = head
+    arguments = PreferenceConfig(
+        **trainer_options(folder, sharded),
+        per_device_eval_batch_size=2,
+        bf16=False,
+        gradient_checkpointing=False,
+        **({} if head is None else REGULARISED),
+    )
+    trainer = PreferenceTrainer(
+        model,
+        arguments,
+        train_dataset=rows(STEPS * GLOBAL_BATCH, criteria=criteria),
+        # Of one preference the loss is a mean over batches, the last one filled up.
+        eval_dataset=rows(UNEVEN if criteria else GLOBAL_BATCH, criteria=criteria),
+        processing_class=tiny_tokenizer(causal=True),
+    )
+    result = finish(trainer)
+    metrics = trainer.evaluate()
+    kept = ("loss", "accuracy", "probability", "sft_loss", "dpo_loss", "loss_first", "loss_second")
+    result["metrics"] = [metrics[f"eval_{name}"] for name in kept if f"eval_{name}" in metrics]
+    return result
 
 
 def run_example(folder: Path) -> dict[str, Any]:
@@ -280,6 +293,8 @@ def run_example(folder: Path) -> dict[str, Any]:
     return {"accuracy": metrics["eval_accuracy"], "sharded": os.environ["FSDP_VERSION"]}
 
 
+#: Of a language-model head.
+WEIGHT = torch.randn(40, 16, generator=torch.Generator().manual_seed(2)) / 4
 HYBRID = {"head": "hybrid", "learn_tau": "per_block"}
 Scenario = Callable[[Path], dict[str, Any]]
 SCENARIOS: dict[str, Scenario] = {
@@ -294,7 +309,17 @@ for _name, _sharded in (("ddp", False), ("fsdp2", True)):
         f"{_name}_frozen": partial(train, sharded=_sharded, frozen=True),
         f"{_name}_encoder": partial(train, sharded=_sharded, kind="bert"),
         f"{_name}_hybrid": partial(train, sharded=_sharded, **HYBRID),
+        f"{_name}_criteria": partial(train, sharded=_sharded, criteria=CRITERIA),
         f"{_name}_trainer": partial(train_with_trainer, sharded=_sharded),
+        f"{_name}_criteria_trainer": partial(
+            train_with_preference_trainer, sharded=_sharded, criteria=CRITERIA
+        ),
+        f"{_name}_tied": partial(
+            train_with_preference_trainer, sharded=_sharded, head=LanguageModelHead()
+        ),
+        f"{_name}_untied": partial(
+            train_with_preference_trainer, sharded=_sharded, head=LanguageModelHead(WEIGHT)
+        ),
         f"{_name}_inference": partial(infer, sharded=_sharded, learn_tau="one"),
     }
 

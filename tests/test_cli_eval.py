@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 pytest.importorskip("scipy", reason="the extra 'train' is not installed")
 
 from click.testing import CliRunner, Result
+from published_layout import save_published
 from tiny_models import learnable_pairs, one_thread, save_tiny_encoder, write_lines  # noqa: F401
 
+from gpm_core.cli import main
 from gpm_core.cli.eval import command
 from gpm_core.evaluation import evaluate
 from gpm_core.heads import PreferenceHead
@@ -135,3 +138,88 @@ def test_responses_with_ratings(model: Path, tmp_path: Path) -> None:
         assert report["overall"]["count"] == pairs
     refused = run(model, file, "-o", tmp_path / "no", "--ratings", "help", "--kind", "rewardbench")
     assert refused.exit_code == 2
+
+
+def test_what_it_was_trained_on_is_read_as_data_are(model: Path, tmp_path: Path) -> None:
+    """Ratings, and a part of a folder: not only a file of pairs."""
+    ratings = {"help": [3, 1, 2], "truth": [2, 3, 1]}
+    groups = [
+        {"prompt": f"w{i} w1", "responses": [f"good w{i}", f"bad w{i}", "w7"], "ratings": ratings}
+        for i in range(8)
+    ]
+    rated = write_lines(tmp_path / "rated.jsonl", groups)
+    train = write_lines(tmp_path / "train.jsonl", groups[:5])
+    same = {"prompt": "w0 w1", "chosen": "good w0", "rejected": "bad w0"}
+    pairs = write_lines(tmp_path / "pairs.jsonl", [same, *learnable_pairs(4)])
+
+    def seen(name: str, *arguments: object) -> dict:
+        result = run(model, *arguments, "-o", tmp_path / name, "-q", "--bootstrap-samples", 100)
+        assert result.exit_code == 0, result.output
+        return json.loads((tmp_path / name / "report.json").read_text())["seen"]
+
+    found = seen("a", rated, "--ratings", "help", "--train-data", train)
+    assert (found["seen"]["count"], found["new"]["count"]) == (15, 9)
+    assert found["memory"]["value"] == 1.0
+    # By another criterion than the data: two of three labels of each prompt agree, or one.
+    found = seen("b", rated, "--ratings", "help", "--train-data", train, "--train-ratings", "truth")
+    assert found["seen"]["count"] == 15
+    assert found["memory"]["value"] == pytest.approx(1 / 3)
+    found = seen("c", pairs, "--train-data", train, "--train-ratings", "mean")
+    assert (found["seen"]["count"], found["new"]["count"]) == (1, 4)
+
+    datasets = pytest.importorskip("datasets", reason="the extra 'train' is not installed")
+    parts = {"first": [same], "second": learnable_pairs(4)[:3]}
+    splits = {name: datasets.Dataset.from_list(some) for name, some in parts.items()}
+    datasets.DatasetDict(splits).save_to_disk(str(tmp_path / "folder"))
+    found = seen("d", pairs, "--train-data", tmp_path / "folder", "--train-split", "second")
+    assert (found["seen"]["count"], found["new"]["count"]) == (3, 2)
+    refused = run(model, pairs, "-o", tmp_path / "e", "--train-split", "second")
+    assert refused.exit_code == 2
+    assert "are of --train-data" in refused.output
+
+
+def test_names_of_the_hub_may_have_dots(model: Path, tmp_path: Path) -> None:
+    from gpm_core.data.hub import looks_local
+    from gpm_core.training.folder import check_run_folder
+
+    names = {"owner/data-v1.1": False, "data-v1.1": False, "a/b/data-v1.1": True}
+    names |= {"none.jsonl.gz": True, "none.CSV": True, "owner/none.parquet": True, "./none": True}
+    assert {name: looks_local(name) for name in names} == names
+    described = check_run_folder(tmp_path / "run", {}, "owner/data-v1.1", None, False)
+    assert described["data"] == "hub: owner/data-v1.1"
+    missing = run(model, tmp_path / "none.csv", "-o", tmp_path / "out")
+    assert isinstance(missing.exception, FileNotFoundError)
+
+
+def test_csv_as_train_reads_it(model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("datasets", reason="the extra 'train' is not installed")
+    path = tmp_path / "pairs.csv"
+    path.write_text("prompt,chosen,rejected\nw1,good,bad\nw2,w3,w4\n")
+    result = run(model, path, "-o", tmp_path / "out", "-q")
+    assert result.exit_code == 0, result.exception
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["prompts"] == 2
+
+
+@pytest.mark.parametrize("name", ["eval", "score", "rank"])
+def test_a_published_checkpoint_without_a_gate(tmp_path: Path, name: str) -> None:
+    """What its files do not say, ``--gate`` does: no warning, or an error."""
+    folder = save_published(tmp_path / "published", "llama", gate=False)
+    groups = write_lines(tmp_path / "a.jsonl", [{"prompt": "w1", "responses": ["w2", "w3 w4"]}])
+    pairs = write_lines(tmp_path / "b.jsonl", [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}])
+    start = [folder, pairs, "-o", tmp_path / "out"] if name == "eval" else [folder, groups]
+
+    def said(*arguments: object) -> tuple[Result, list[str]]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            result = CliRunner().invoke(main, [str(a) for a in (name, *start, "-q", *arguments)])
+        return result, [str(w.message) for w in caught if "without a gate" in str(w.message)]
+
+    result, warned = said()
+    assert result.exit_code == 0, result.output
+    assert len(warned) == 1
+    quiet, warned = said("--gate", "none")
+    assert quiet.stdout == result.stdout
+    assert not warned
+    refused, _ = said("--gate", "softmax")
+    assert refused.exit_code == 2
+    assert "lacks the weights head.prompt_head.weight" in " ".join(refused.output.split())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_a_learned_temperature_is_trained_stored_and_used(
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     blocks = {"gpm": 2, "bt": 1, "hybrid": 3}[kind] if learned == "per_block" else 1
     assert len(metrics["tau"]) == blocks
-    assert all(abs(tau - 0.5) > 0.01 for tau in metrics["tau"][:1])
+    assert all(abs(tau - 0.5) > 0.01 for tau in metrics["tau"])
 
     folder = tmp_path / "run" / "model"
     raw = load_file(folder / "model.safetensors")["temperature.raw"].double()
@@ -62,13 +63,13 @@ def test_a_learned_temperature_is_trained_stored_and_used(
     prompt, responses = "w1 w2", ["good good w3", "w1 w2", "bad bad w3"]
     v = model.embed([prompt] * 3, responses).double()
     scale = torch.ones(v.shape[1] // 2, dtype=torch.float64)
-    score = expected_score(v[:, None], v[None], scale)
     logit = expected_score(v[:, None], v[None], scale / tau)
     found = model.preference_matrix(prompt, responses)
     torch.testing.assert_close(found.double(), logit.sigmoid(), atol=1e-5, rtol=1e-5)
-    # Scores are before the division, whatever the temperature.
+    # Scores are before the division by one temperature, the harmonic mean of those of the blocks.
     found = model.score_matrix(prompt, responses)
-    torch.testing.assert_close(found.double(), score, atol=1e-5, rtol=1e-5)
+    expected = logit / (1 / tau).mean()
+    torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_stored_temperature_that_does_not_fit_is_an_error(
@@ -114,13 +115,11 @@ def test_a_run_with_a_learned_temperature_resumes_to_the_same_bits(
 
 FEATURES = torch.randn(12, 8, generator=torch.Generator().manual_seed(3))
 PAIRS = PairIndex(torch.arange(6), torch.arange(6, 12), None, None, None)
-WITH = PairIndex(
-    PAIRS.chosen,
-    PAIRS.rejected,
-    None,
-    torch.tensor([0.2, -0.1, 0.0, 0.3, 0.1, 0.2]),
-    torch.tensor([1.0, 0.0, 0.5, 0.8, 0.3, 1.0]),
-)
+MARGINS = torch.tensor([0.2, -0.1, 0.0, 0.3, 0.1, 0.2])
+TARGETS = torch.tensor([1.0, 0.0, 0.5, 0.8, 0.3, 1.0])
+WITH = PairIndex(PAIRS.chosen, PAIRS.rejected, None, MARGINS, TARGETS)
+MISSING = torch.tensor([True, False, False, True, True, False])
+PARTLY = replace(WITH, margin=torch.where(MISSING, torch.nan, MARGINS))
 
 
 def some_head(kind: str):
@@ -135,7 +134,9 @@ def some_head(kind: str):
     return head
 
 
-@pytest.mark.parametrize("pairs", [PAIRS, WITH], ids=["plain", "margins and targets"])
+@pytest.mark.parametrize(
+    "pairs", [PAIRS, WITH, PARTLY], ids=["plain", "margins and targets", "margins of some"]
+)
 @pytest.mark.parametrize("kind", ["gpm", "bt", "hybrid"])
 @pytest.mark.parametrize("blocks", [None, 0, 2])
 def test_losses_and_probabilities_by_formula(kind: str, pairs: PairIndex, blocks) -> None:
@@ -145,17 +146,17 @@ def test_losses_and_probabilities_by_formula(kind: str, pairs: PairIndex, blocks
         count = 1 if kind == "bt" else 2
         temperature = Temperature(head.tau, count if blocks else None)
         with torch.no_grad():
-            temperature.raw.add_(torch.linspace(0.5, 1.0, len(temperature.raw)))
+            temperature.raw.add_(torch.linspace(2.0, -1.0, len(temperature.raw)))
         tau = temperature().detach().double()
     v = head.embed(FEATURES).detach().double()
     chosen, rejected = v[:6], v[6:]
     scale = head.scale()
     scale = torch.ones(v.shape[1] // 2).double() if scale is None else scale.double()
-    score = expected_score(chosen, rejected, scale)
     logit = expected_score(chosen, rejected, scale / tau)
     # A margin is shared by the blocks, and a target of 1 is meant where there is none.
     inverse = (1 / tau).mean()
-    margin = 0.0 if pairs.margin is None else pairs.margin.double() * inverse
+    score = logit / inverse
+    margin = 0.0 if pairs.margin is None else pairs.margin.double().nan_to_num(0.0) * inverse
     p = torch.ones(6).double() if pairs.target is None else pairs.target.double()
 
     found = evaluate_pairs(head, FEATURES, pairs, None, FitSettings(), temperature)
@@ -164,10 +165,14 @@ def test_losses_and_probabilities_by_formula(kind: str, pairs: PairIndex, blocks
     torch.testing.assert_close(found.loss.double(), expected, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.score.double(), score, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.probability.double(), logit.sigmoid(), atol=1e-5, rtol=1e-5)
+    right = (torch.sign(logit) * torch.sign(p - 0.5) + 1) / 2
+    assert found.correct.tolist() == right.tolist()
 
     settings = FitSettings(loss="regression", target_margin=4.0, label_smoothing=0.5)
     found = evaluate_pairs(head, FEATURES, pairs, None, settings, temperature)
-    wanted = torch.full((6,), 4.0).double() if pairs.margin is None else margin
+    wanted = torch.full((6,), 4.0).double()
+    if pairs.margin is not None:
+        wanted = torch.where(pairs.margin.isnan(), wanted, margin)
     expected = 0.5 * (logit - (2 * p - 1) * wanted) ** 2
     torch.testing.assert_close(found.loss.double(), expected, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(found.probability.double(), logit.sigmoid(), atol=1e-5, rtol=1e-5)

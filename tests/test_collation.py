@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from pair_models import learnable_pairs, pair_model, two_threads  # noqa: F401 (a fixture)
@@ -111,7 +113,7 @@ def test_batch_by_hand() -> None:
     ]
     assert batch["prompt_lengths"].tolist() == [[1, 1], [0, 1]]
     torch.testing.assert_close(batch["labels"], torch.tensor([0.5, 1.0]))
-    torch.testing.assert_close(batch["margin"], torch.tensor([0.0, 2.0]))
+    torch.testing.assert_close(batch["margin"], torch.tensor([math.nan, 2.0]), equal_nan=True)
 
 
 def test_batch_without_margins_has_none_and_is_no_wider_than_needed() -> None:
@@ -180,10 +182,13 @@ def test_margins_targets_and_what_pairs_hold(model) -> None:
     rows = tokenize_dataset(datasets.Dataset.from_list(records), model)
     assert rows["margin"][:] == [0.5, None, -1.0]
     assert rows["labels"][:] == [1.0, 0.25, 1.0]
-    again = tokenize_dataset(to_dataset([parse_pair(record) for record in records]), model)
+    made = to_dataset([parse_pair(record) for record in records], missing_margin=None)
+    again = tokenize_dataset(made, model)
     batches = [PreferenceCollator(0)(list(some)) for some in (rows, again)]
     for name in batches[0]:
-        assert torch.equal(batches[0][name], batches[1][name])
+        torch.testing.assert_close(
+            batches[0][name], batches[1][name], rtol=0, atol=0, equal_nan=True
+        )
 
 
 def test_targets_under_another_name(model) -> None:

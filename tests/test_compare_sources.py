@@ -15,7 +15,14 @@ datasets = pytest.importorskip("datasets", reason="the extra 'train' is not inst
 
 from gpm_core.cli import main  # noqa: E402
 from gpm_core.data import parse_pair  # noqa: E402
-from gpm_core.training import BackboneOptions, FitSettings, HeadOptions, compare  # noqa: E402
+from gpm_core.training import (  # noqa: E402
+    BackboneOptions,
+    FitSettings,
+    HeadOptions,
+    RunOptions,
+    compare,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +76,7 @@ def test_ratings_and_cycles(tmp_path: Path, encoder: str) -> None:
     assert found["pairs"] == 30
     both = invoke("compare", data, "--backbone", encoder, "--ratings", "a", "--cycle", "a,b,c")
     assert both.exit_code == 2
-    assert "ratings and cycle are ways to make pairs: give one of them" in both.output
+    assert "ratings and cycle are two ways to make pairs: give one of them" in both.output
 
 
 def test_what_is_held_out_must_not_be_trained_on(tmp_path: Path, encoder: str) -> None:
@@ -112,14 +119,29 @@ def test_the_same_seed_gives_what_train_gives(tmp_path: Path, encoder: str, apar
     assert all(first != second for first, second in accuracies)
 
 
-def test_only_the_heads_that_are_asked_for(encoder: str) -> None:
-    pairs = [parse_pair(record) for record in learnable_pairs(20)]
+def test_only_the_heads_that_are_asked_for(tmp_path: Path, encoder: str) -> None:
+    """With a gate and a temperature for each block, trained as ``train`` does."""
+    data = write_lines(tmp_path / "pairs.jsonl", learnable_pairs(40))
+    head = HeadOptions("gpm", dim=4, gate="softmax", learn_tau="per_block")
+    fit = FitSettings(epochs=3, batch_size=8, learning_rate=0.02, seed=3)
     result = compare(
-        pairs,
-        heads={"mine": HeadOptions("gpm", dim=2, gate="softmax", learn_tau="per_block")},
+        [parse_pair(record) for record in learnable_pairs(40)],
+        heads={"mine": head, "default": HeadOptions("bt")},
         seeds=[3],
         backbone=BackboneOptions(encoder),
-        fit=FitSettings(epochs=1),
+        fit=fit,
     )
-    assert list(result.heads) == ["mine"]
-    assert result.as_dict()["heads"]["mine"]["heldout_accuracy_interval_95"] is None
+    assert list(result.heads) == ["mine", "default"]
+    options = RunOptions(head, BackboneOptions(encoder), fit)
+    metrics = train(data, tmp_path / "run", options).metrics
+    mine = result.heads["mine"]
+    assert mine.heldout_accuracy == [metrics["heldout"]["accuracy"]]
+    assert mine.heldout_loss == [pytest.approx(metrics["heldout"]["loss"])]
+    assert mine.train_accuracy == [metrics["train"]["accuracy"]]
+    written = json.loads(json.dumps(result.as_dict()))
+    assert written["heads"]["mine"]["heldout_accuracy_interval_95"] is None
+    # What was compared, the temperatures that nobody named among it.
+    heads = written["settings"]["heads"]
+    chosen = {"dim": 4, "gate": "softmax", "learn_tau": "per_block", "tau": 0.1}
+    assert {name: heads["mine"][name] for name in chosen} == chosen
+    assert (heads["default"]["kind"], heads["default"]["tau"]) == ("bt", 1.0)

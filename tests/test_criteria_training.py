@@ -148,7 +148,7 @@ def test_logs_have_loss_and_accuracy_of_each_criterion(tmp_path: Path) -> None:
         eval_dataset=criteria_dataset(made),
     )
     logged = trainer.evaluate()
-    every = []
+    every, losses = [], []
     for name in NAMES:
         known = [pair for pair in made if not math.isnan(pair.labels([name])[0])]
         score = torch.tensor(
@@ -156,13 +156,65 @@ def test_logs_have_loss_and_accuracy_of_each_criterion(tmp_path: Path) -> None:
         )
         label = torch.tensor([pair.targets[name] for pair in known])
         right = ((score > 0).float() == label).float()
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(score / model.config.tau, label)
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(
+            score / model.config.tau, label, reduction="none"
+        )
         assert logged[f"eval_accuracy_{name}"] == pytest.approx(right.mean().item())
-        assert logged[f"eval_loss_{name}"] == pytest.approx(loss.item(), abs=1e-5)
+        assert logged[f"eval_loss_{name}"] == pytest.approx(loss.mean().item(), abs=1e-5)
         every += right.tolist()
+        losses += loss.tolist()
+    assert len(every) < 2 * len(made), "some label must be missing for this to show anything"
     assert logged["eval_accuracy"] == pytest.approx(sum(every) / len(every))
+    # Every label alike, though batches have more of them or fewer.
+    assert logged["eval_loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+    assert trainer.state.log_history[-1]["eval_loss"] == logged["eval_loss"]
+    predicted = trainer.predict(trainer.eval_dataset, metric_key_prefix="heldout").metrics
+    assert predicted["heldout_loss"] == pytest.approx(logged["eval_loss"])
     scores = [model.score(pair.prompt, pair.chosen, pair.rejected) for pair in made]
     assert logged["eval_margin"] == pytest.approx(sum(scores) / len(scores), abs=1e-5)
+
+
+def test_labels_weigh_alike_whichever_micro_batch_they_are_in(tmp_path: Path) -> None:
+    """A step of four pairs at once, and of two and two, of which the first two lack labels."""
+    made = labelled_pairs(groups(12))
+    rows = [
+        CriteriaPair(
+            pair.prompt,
+            pair.chosen,
+            pair.rejected,
+            targets=pair.targets if i % 4 > 1 else {"good": 1.0},
+        )
+        for i, pair in enumerate(made)
+    ]
+    states, logs = [], []
+    for size in (4, 2):
+        trainer = PreferenceTrainer(
+            pair_model(criteria=NAMES, dim=4),
+            PreferenceConfig(
+                str(tmp_path / str(size)),
+                **{
+                    **quiet,
+                    "per_device_train_batch_size": size,
+                    "gradient_accumulation_steps": 4 // size,
+                    "train_sampling_strategy": "sequential",
+                    "bf16": False,
+                    "optim": "sgd",
+                    "learning_rate": 0.1,
+                    "max_grad_norm": 0.0,
+                    "num_train_epochs": 1,
+                    "logging_steps": 1,
+                    "save_strategy": "no",
+                },
+            ),
+            train_dataset=criteria_dataset(rows),
+        )
+        trainer.train()
+        states.append(trainer.model.state_dict())
+        logs.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+    assert len(logs[0]) == 3
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_opposed_criteria_are_learned_and_stored(tmp_path: Path, causal: str) -> None:

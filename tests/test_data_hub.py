@@ -57,6 +57,7 @@ def test_columns_are_trls() -> None:
     assert dataset[0]["prompt"][0] == {"role": "system", "content": "be brief"}
     assert dataset[0]["chosen"] == [{"role": "assistant", "content": "x"}]
     assert dataset["margin"][:] == [1.5, 0.0]
+    assert to_dataset(PAIRS, missing_margin=None)["margin"][:] == [1.5, None]
     assert dataset["target"][:] == [0.75, 1.0]
     assert to_dataset(PAIRS[1:]).column_names == ["prompt", "chosen", "rejected"]
 

@@ -16,6 +16,7 @@ from tiny_models import learnable_pairs, one_thread, save_tiny_causal, write_lin
 from torch import Tensor
 
 pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
+pytest.importorskip("trl", reason="the extra 'train' is not installed")
 
 import distributed_training as processes
 from accelerate.commands.config.config_args import load_config_from_file
@@ -28,6 +29,8 @@ __all__ = ["one_thread"]
 SCRIPT = Path(processes.__file__)
 SECONDS = 300
 ONE = "ddp_trainer"
+#: What TRL's trainer does in one process, too.
+REFERENCES = ("ddp_criteria_trainer", "ddp_tied", "ddp_untied")
 #: A loss of four pairs in float32 is summed in another order by two processes: some hundred
 #: roundings of 6e-8 each, carried through four steps whose gradients are of order one.
 TOLERANCE = {"rtol": 2e-5, "atol": 2e-6}
@@ -53,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_causal(path / "two" / "backbone", chat=True)
     write_lines(path / "two" / "pairs.jsonl", learnable_pairs(20))
     running = [start(rank, 2, path / "two") for rank in (0, 1)]
-    running.append(start(0, 1, path / "one", ONE))
+    running.append(start(0, 1, path / "one", ONE, *REFERENCES))
     try:
         for process in running:
             said, _ = process.communicate(timeout=SECONDS)
@@ -77,16 +80,19 @@ def results(folder: Path, name: str, world: str = "two") -> list[dict[str, Any]]
 
 
 def train_alone(
-    batches: list[list[dict[str, Tensor]]], kind: str = "llama", **options: Any
+    batches: list[list[dict[str, Tensor]]], kind: str = "llama", accumulate: int = 1, **options: Any
 ) -> tuple[list[float], GeneralPreferenceModel]:
-    """One process, plain PyTorch."""
+    """One process, plain PyTorch, a step for each ``accumulate`` batches."""
     model = processes.build(kind, **options)
     model.train()
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, **processes.OPTIMIZER)
     losses = []
-    for batch in batches:
-        loss = model(**processes.collate(batch)).loss
+    for start in range(0, len(batches), accumulate):
+        each = [
+            model(**processes.collate(batch)).loss for batch in batches[start : start + accumulate]
+        ]
+        loss = torch.stack(each).mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -149,6 +155,31 @@ def test_the_last_batch_is_filled_up_from_the_start(folder: Path, way: str) -> N
     whole, rest = batches(processes.UNEVEN)
     losses, model = train_alone([whole, [*rest, whole[0]]])
     assert_same(folder, f"{way}_uneven", losses, model)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+def test_labels_of_criteria_weigh_as_their_processes_do(folder: Path, way: str) -> None:
+    """Two labels of one process count as much as four of the other: the mean of means."""
+    size = processes.GLOBAL_BATCH // 2
+    records = processes.pairs(processes.STEPS * processes.GLOBAL_BATCH, criteria=True)
+    halves = [records[start : start + size] for start in range(0, len(records), size)]
+    counts = [int((~processes.collate(half)["labels"].isnan()).sum()) for half in halves[:2]]
+    assert counts == [2, 4]
+    losses, model = train_alone(halves, accumulate=2, criteria=processes.CRITERIA)
+    assert_same(folder, f"{way}_criteria", losses, model)
+
+
+@pytest.mark.parametrize("way", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["criteria_trainer", "tied", "untied"])
+def test_preference_trainer(folder: Path, way: str, kind: str) -> None:
+    """Of several criteria every label weighs alike, also in an evaluation of an odd number."""
+    (alone,) = results(folder, f"ddp_{kind}", "one")
+    model = GeneralPreferenceModel.from_pretrained(str(folder / "one" / f"ddp_{kind}"))
+    assert max(alone["losses"]) - min(alone["losses"]) > 0.01
+    assert_same(folder, f"{way}_{kind}", alone["losses"], model)
+    for result in results(folder, f"{way}_{kind}"):
+        assert result["metrics"] == pytest.approx(alone["metrics"], rel=1e-4)
+    assert len(alone["metrics"]) == 5
 
 
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])

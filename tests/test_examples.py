@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from conftest import REPOSITORY
+from tiny_models import learnable_pairs, save_tiny_causal, write_lines
 
 pytest.importorskip("trl", reason="the extra 'train' is not installed")
 
@@ -20,6 +21,7 @@ from gpm_core.cli.config import trainer_arguments
 from gpm_core.cli.train import command
 from gpm_core.data import parse_group, parse_pair, parse_rated
 from gpm_core.integrations.trl import PreferenceConfig
+from gpm_core.models import load_model
 
 EXAMPLES = sorted((REPOSITORY / "examples" / "train").glob("*.yaml"))
 every_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -76,6 +78,36 @@ def test_the_trainer_takes_its_fields(path: Path, tmp_path: Path) -> None:
     assert bool(fields) == (path.stem != "features")
     config = PreferenceConfig(str(tmp_path), use_cpu=True, **fields)
     assert {name: getattr(config, name) for name in fields} == fields
+
+
+@pytest.mark.parametrize(("name", "most"), [("lora", 1024), ("full", 2048)])
+def test_long_conversations_are_cut_as_the_comments_say(
+    name: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``max_length`` of a file is the model's limit, not TRL's, which leaves pairs out."""
+    path = next(path for path in EXAMPLES if path.stem == name)
+    comment = re.search(r"^max_length: (\d+)  # (.*)$", path.read_text(encoding="utf-8"), re.M)
+    assert comment is not None
+    assert int(comment[1]) == most
+    assert "longer conversations are cut" in comment[2]
+    monkeypatch.chdir(tmp_path)
+    save_tiny_causal(tmp_path / "causal", chat=True, most=4096)
+    heldout = learnable_pairs(3, seed=1)
+    heldout[1]["chosen"] += " w1" * most
+    write_lines(tmp_path / "pairs.jsonl", learnable_pairs(8))
+    write_lines(tmp_path / "heldout.jsonl", heldout)
+    for how, pairs in (("cut", 3), ("drop", 2)):
+        result = CliRunner().invoke(
+            main,
+            [
+                *("train", "--config", str(path), "--backbone", "causal", "--output", how),
+                *("--eval-data", "heldout.jsonl", "--too-long", how, "--use_cpu", "true", "-q"),
+            ],
+        )
+        assert result.exit_code == 0, result.output
+        metrics = json.loads((tmp_path / how / "metrics.json").read_text(encoding="utf-8"))
+        assert metrics["heldout"]["pairs"] == pairs
+        assert load_model(tmp_path / how / "model").config.max_sequence_length == most
 
 
 # -- records -------------------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def test_a_text_model_within_a_vision_language_model() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"head": "x"}, ValueError, "head must be one of 'gpm', 'bt', 'hybrid'; got 'x'"),
+        ({"head": "x"}, ValueError, "head must be one of 'gpm', 'bt', 'hybrid', 'pair'; got 'x'"),
         ({"gate": "x"}, ValueError, "gate must be"),
         ({"pooling": "x"}, ValueError, "pooling must be one of"),
         ({"text_format": "x"}, ValueError, "text_format must be one of"),

@@ -82,6 +82,11 @@ def test_advantages_block_by_block() -> None:
     assert watched([prompt] * 3, replies) == pytest.approx((parts @ weights).tolist(), rel=1e-3)
 
 
+def test_a_model_that_reads_pairs_has_no_rewards() -> None:
+    with pytest.raises(TypeError, match="head='pair' reads two in one text"):
+        PreferenceReward(pair_model(head="pair"))
+
+
 def _tensors(model, prompt, replies):
     from gpm_core.models import pad_rows
 

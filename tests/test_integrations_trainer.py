@@ -16,7 +16,7 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 from transformers import EvalPrediction, Trainer, TrainingArguments
 
 from gpm_core.integrations.trainer import preference_metrics
-from gpm_core.models import GeneralPreferenceModel
+from gpm_core.models import GeneralPreferenceModel, LanguageModelHead
 from gpm_core.models.collation import PreferenceCollator, tokenize_pairs
 
 HEAD = {"dim": 4, "gate": "softmax", "learn_tau": "one"}
@@ -55,6 +55,18 @@ def test_metrics_by_hand() -> None:
 def test_wrong_predictions(shapes) -> None:
     with pytest.raises(ValueError, match="a score and a label for each"):
         preference_metrics(EvalPrediction(*(torch.zeros(shape) for shape in shapes)))
+
+
+def test_predictions_of_a_model_that_keeps_its_language_model_head(tmp_path) -> None:
+    """Scores alone, as of any other: what only a loss needs is not gathered."""
+    model = pair_model(**HEAD)
+    expected = trainer(model, tmp_path).evaluate()
+    model.language_model_head = LanguageModelHead(torch.ones(80, 16))
+    run = trainer(model, tmp_path)
+    assert run.predict(run.eval_dataset).predictions.shape == (9,)
+    found = run.evaluate()
+    for name in ("eval_accuracy", "eval_margin", "eval_loss"):
+        assert found[name] == pytest.approx(expected[name])
 
 
 # -- training ----------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from gpm_core.models import (
     tokenize_dataset,
     tokenize_pairs,
 )
-from gpm_core.models.pair_reading import together
+from gpm_core.models.pair_reading import rooms, together
 from gpm_core.training import FitSettings, HeadOptions, PairIndex, evaluate_pairs, fit_head
 
 RESPONSES = ["good good w3", "w1 w2", "bad bad w3", "w4 bad"]
@@ -214,16 +214,59 @@ def test_neither_response_is_cut_away_by_the_other(tuned: Path) -> None:
     model = load_model(tuned)
     long, short = "w7 " * 200, "w8 good"
     for first, second in ((long, short), (short, long), (long, long.replace("7", "9"))):
-        text = together(model.tokenizer, first, second, 100)
+        text = together(model.tokenizer, first, second, 26)
         ids = model.tokenizer(text)["input_ids"]
-        assert len(ids) < 100
+        assert len(ids) == 26 + len(model.tokenizer("Response A: Response B:")["input_ids"])
         a, _, b = text.partition("Response B:")
         for part, whole in ((a, first), (b, second)):
             assert sum(word in whole.split() for word in part.split()) >= min(
                 len(whole.split()), 13
             )
     # What fits is not touched.
-    assert together(model.tokenizer, "a b", "c", 100) == "Response A:\na b\n\nResponse B:\nc"
+    assert together(model.tokenizer, "a b", "c", 3) == "Response A:\na b\n\nResponse B:\nc"
+
+
+def test_responses_have_what_the_prompt_leaves(tuned: Path) -> None:
+    """Of 64 tokens: most after a short prompt, less after a longer one, half after any."""
+    model = load_model(tuned)
+    options = model.text_options(model.tokenizer)
+    assert options["max_length"] == 64
+    prompts = ["w1", " ".join(["w1"] * 20), " ".join(["w1"] * 90), "w1"]
+    short, middle, long, again = rooms(model.tokenizer, prompts, options)
+    assert short == again
+    assert short - middle == 19
+    assert 64 / 2 > long >= 64 / 2 - 8 - 10
+    for prompt, room in zip(prompts, (short, middle, long), strict=False):
+        for a, b in ((room - 4, 4), (room // 2, room - room // 2)):
+            first, second = " ".join(["w7"] * a), " ".join(["w8"] * b)
+            row = model.rows([prompt], [together(model.tokenizer, first, second, room)])[0]
+            # All of both is read, and what is left over is no more than it must be.
+            words = model.tokenizer.convert_ids_to_tokens(row.ids)
+            assert (words.count("w7"), words.count("w8")) == (a, b)
+            assert len(row.ids) <= 64
+        assert prompt == prompts[2] or len(row.ids) >= 64 - 8
+
+
+@pytest.mark.parametrize("too_long", ["cut", "drop"])
+@pytest.mark.parametrize("count", [12, 15, 16, 17, 18, 19, 20, 21, 22, 23, 40])
+def test_training_reads_long_pairs_as_use_does(tuned: Path, count: int, too_long: str) -> None:
+    """Also where both fit in a conversation, but not in half of one; or they are left out."""
+    model = load_model(tuned)
+    record = {"prompt": "w1", "chosen": "w2 " * count + "good", "rejected": "w3 " * count + "bad"}
+    whole = f"Response A:\n{record['chosen']}\n\nResponse B:\n{record['rejected']}"
+    (unlimited,) = model.tokenizer([whole])["input_ids"]
+    rows = tokenize_pairs([record], model, too_long=too_long)
+    if too_long == "drop" and len(rows) == 0:
+        assert len(unlimited) > 64 - 8 - 8
+        return
+    with torch.no_grad():
+        output = model(**PreferenceCollator(pad_token_id=0)(rows))
+    used = model.score("w1", record["chosen"], record["rejected"])
+    assert output.score.item() == pytest.approx(used, rel=1e-4, abs=1e-6)
+    read = model.tokenizer.convert_ids_to_tokens(rows[0]["input_ids"][0])
+    if len(unlimited) <= 64 - 8 - 8:
+        assert read.count("good") == read.count("bad") == 1
+    assert too_long == "cut" or len(unlimited) < 64
 
 
 def test_commands_take_the_tuned_model(tuned: Path, tmp_path: Path) -> None:

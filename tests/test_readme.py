@@ -123,11 +123,11 @@ def find_command(words: list[str]) -> tuple[click.Command, list[str]]:
 
 def trainer_flags(command: click.Command) -> set[str]:
     """What a command passes on to a trainer; those commands need the extra "train" to be found."""
-    from gpm_core.cli.config import TrainerCommand, trainer_fields
+    from gpm_core.cli.config import TrainerCommand
 
     if not isinstance(command, TrainerCommand):
         return set()
-    return {f"--{name}" for name in trainer_fields()}
+    return {f"--{name}" for name in command.trainer_fields()}
 
 
 @every_page

@@ -96,7 +96,7 @@ def test_ratings(tmp_path: Path, backbones: dict[str, str], mode: str, rated: Pa
 
 
 def test_what_cannot_be_made_of_ratings(tmp_path: Path, rated: Path) -> None:
-    with pytest.raises(ValueError, match="two ways to make pairs"):
+    with pytest.raises(ValueError, match="ways to make pairs"):
         DataOptions(ratings="a", cycle=["a", "b", "c"])
     with pytest.raises(ValueError, match="'d'"):
         DataOptions(ratings="d").read(rated, None)

@@ -62,7 +62,8 @@ def save_tiny_encoder(folder: Path) -> str:
     return str(folder)
 
 
-def save_tiny_causal(folder: Path, *, chat: bool = False) -> str:
+def save_tiny_causal(folder: Path, *, chat: bool = False, most: int = 64) -> str:
+    """A causal model that reads at most ``most`` tokens."""
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=80,
@@ -71,10 +72,11 @@ def save_tiny_causal(folder: Path, *, chat: bool = False) -> str:
         num_attention_heads=2,
         num_key_value_heads=2,
         intermediate_size=32,
-        max_position_embeddings=64,
+        max_position_embeddings=most,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer = tiny_tokenizer(causal=True)
+    tokenizer.model_max_length = most
     if chat:
         tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)

@@ -27,7 +27,7 @@ GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 SETTINGS = (
     Setting(report.BASELINE, {"head": "bt"}),
     # Logits of the other heads are scores / 0.1: with the same rate they move ten times as far.
-    Setting("Bradley-Terry, tau = 0.1", {"head": "bt", "tau": 0.1}),
+    Setting(report.SAME_TAU, {"head": "bt", "tau": 0.1}),
     *(Setting(f"GPM, 2k = {dim}", {"dim": dim}) for dim in (2, 4, 8)),
     *(Setting(f"GPM, 2k = {dim}, gate", {"dim": dim, "gate": "softmax"}) for dim in (2, 4, 8)),
     Setting("hybrid, 4", {"head": "hybrid", "dim": 4}),

@@ -9,11 +9,13 @@ from pathlib import Path
 import click
 import tabulate
 
+from gpm_core.cli.config import config_option
 from gpm_core.data.checking import KINDS, DataReport, check_file
 from gpm_core.data.files import check_writable, write_json
 
 
 @click.command(short_help="Report what is wrong or odd in a data file, by line.")
+@config_option
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--json", "output", type=click.Path(path_type=Path), help="Also write the report as JSON."

@@ -8,10 +8,12 @@ from typing import Any
 
 import click
 
+from gpm_core.cli.config import config_option
 from gpm_core.cli.options import (
     backbone_options,
     build_backbone,
     build_data,
+    check_fit_options,
     data_options,
     fit_options,
     quiet_transformers,
@@ -22,6 +24,7 @@ from gpm_core.training.settings import FitSettings
 
 
 @click.command(short_help="Compare kinds of heads on the same pairs.")
+@config_option
 @click.argument("data")
 @data_options
 @click.option(
@@ -47,7 +50,10 @@ from gpm_core.training.settings import FitSettings
 @fit_options
 @backbone_options
 @click.option("--quiet", "-q", is_flag=True, help="No progress bars.")
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     data: str,
     eval_data: str | None,
     seeds: int,
@@ -66,6 +72,7 @@ def command(
     often the head is evaluated for all pairs of K responses.
     """
     quiet_transformers()
+    check_fit_options(context)
     backbone = build_backbone(values)
     fraction = values.pop("heldout_fraction")
     source = build_data(values)

@@ -10,7 +10,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gpm_core.cli.config import TrainerCommand, read_config, trainer_arguments
+from gpm_core.cli.config import TrainerCommand, config_option, trainer_arguments
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.policy.options import (
     ENGINES,
@@ -44,14 +44,7 @@ class _GPOCommand(TrainerCommand):
 
 @click.command(cls=_GPOCommand, short_help="Align a language model with a preference model.")
 @click.argument("prompts", required=False)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=read_config,
-    help="YAML file of options, by their long names (TRL's names are understood).",
-)
+@config_option
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="Folder of the run.")
 @click.option("--policy", metavar="NAME", help="Folder or hub name of the model to start from.")
 @click.option("--judge", metavar="NAME", help="Folder or hub name of the preference model.")

@@ -11,9 +11,11 @@ from typing import Any, TextIO, TypeVar
 import click
 from tqdm import tqdm
 
+from gpm_core.cli.criteria import parse_weights
 from gpm_core.data.files import atomic_file
 from gpm_core.data.pairs import ResponseGroup
 from gpm_core.models.group_scores import GroupScores
+from gpm_core.models.loading import load_model
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -21,11 +23,54 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 GROUPS_AT_ONCE = 256
 
 
+def model_options(function: Function) -> Function:
+    """--device, --gate, --criterion and --criteria-weights, which :func:`open_model` takes."""
+    for option in (
+        click.option(
+            "--criteria-weights",
+            metavar="WEIGHTS",
+            help="What MODEL's criteria weigh, as 'helpful=1,honest=0.5' [default: as stored].",
+        ),
+        click.option("--criterion", help="The only one of MODEL's criteria to go by."),
+        click.option(
+            "--gate",
+            type=click.Choice(["none", "softmax"]),
+            help="Whether a published checkpoint was trained with one, which its files do not say.",
+        ),
+        click.option("--device", default="cpu", show_default=True, help="As torch names it."),
+    ):
+        function = option(function)
+    return function
+
+
+def open_model(
+    model: str,
+    device: str,
+    gate: str | None = None,
+    criterion: str | None = None,
+    criteria_weights: str | None = None,
+) -> Any:
+    """:func:`gpm_core.models.load_model`, as the options of :func:`model_options` say.
+
+    Raises:
+        click.UsageError: for both --criterion and --criteria-weights, or weights that are no
+            numbers.
+        ValueError: if they, or --gate, do not fit the model.
+    """
+    if criterion is not None and criteria_weights is not None:
+        raise click.UsageError("--criterion and --criteria-weights: give one of them")
+    weights = {criterion: 1.0} if criterion is not None else parse_weights(criteria_weights)
+    said = {} if gate is None else {"gate": None if gate == "none" else gate}
+    loaded: Any = load_model(model, device=device, **said)
+    if weights is not None:
+        loaded.set_criteria_weights(weights)
+    return loaded
+
+
 def inference_options(function: Function) -> Function:
-    """--encode-batch-size, --device and --quiet."""
+    """--encode-batch-size and --quiet."""
     for option in (
         click.option("--quiet", "-q", is_flag=True, help="No progress bar."),
-        click.option("--device", default="cpu", show_default=True, help="As torch names it."),
         click.option(
             "--encode-batch-size",
             type=click.IntRange(min=1),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from gpm_core.cli.criteria import parse_names
 from gpm_core.training.options import BackboneOptions
@@ -119,6 +120,17 @@ def fit_options(function: Function) -> Function:
         ),
     )
     return _apply(options, function)
+
+
+def check_fit_options(context: click.Context) -> None:
+    """Refuse a --target-margin that the loss would not look at.
+
+    Raises:
+        click.UsageError: if it is given without --loss regression.
+    """
+    source = context.get_parameter_source("target_margin")
+    if context.params["loss"] != "regression" and source is not ParameterSource.DEFAULT:
+        raise click.UsageError("--target-margin: for --loss regression only")
 
 
 def build_backbone(values: dict[str, Any]) -> BackboneOptions:

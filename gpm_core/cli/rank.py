@@ -10,8 +10,14 @@ from typing import Any
 import click
 from tabulate import tabulate
 
-from gpm_core.cli.criteria import criteria_options, load_weighed
-from gpm_core.cli.inference import inference_options, opened, score_in_parts
+from gpm_core.cli.config import config_option
+from gpm_core.cli.inference import (
+    inference_options,
+    model_options,
+    open_model,
+    opened,
+    score_in_parts,
+)
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import check_writable
 from gpm_core.data.messages import as_messages
@@ -24,6 +30,7 @@ _COLUMN = 60
 
 
 @click.command(short_help="Rank responses to a prompt, and say where preferences are cyclic.")
+@config_option
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path), required=False)
 @click.option("--prompt", help="The prompt, in place of FILE.")
@@ -31,7 +38,7 @@ _COLUMN = 60
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), help="JSON lines [default: to stdout]."
 )
-@criteria_options
+@model_options
 @inference_options
 def command(
     model: str,
@@ -40,10 +47,8 @@ def command(
     responses: tuple[str, ...],
     output: Path | None,
     encode_batch_size: int,
-    device: str,
-    criterion: str | None,
-    criteria_weights: str | None,
     quiet: bool,
+    **how: Any,
 ) -> None:
     """Rank the responses of each line of FILE, or those of --prompt, with MODEL.
 
@@ -59,7 +64,7 @@ def command(
     groups = _groups(file, prompt, responses)
     if output is not None:
         check_writable(output.parent)
-    loaded = load_weighed(model, device, criterion, criteria_weights)
+    loaded = open_model(model, **how)
     scored = score_in_parts(loaded, groups, encode_batch_size, not quiet and file is not None)
     if file is None and output is None:
         for group, scores in scored:

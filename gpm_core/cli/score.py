@@ -8,8 +8,14 @@ from typing import Any
 
 import click
 
-from gpm_core.cli.criteria import criteria_options, load_weighed
-from gpm_core.cli.inference import inference_options, opened, score_in_parts
+from gpm_core.cli.config import config_option
+from gpm_core.cli.inference import (
+    inference_options,
+    model_options,
+    open_model,
+    opened,
+    score_in_parts,
+)
 from gpm_core.cli.options import quiet_transformers
 from gpm_core.data.files import atomic_file, check_writable, write_json
 from gpm_core.data.pairs import ResponseGroup
@@ -19,6 +25,7 @@ from gpm_core.models.storage import save_tensors
 
 
 @click.command(short_help="Score all pairs of responses with a trained model.")
+@config_option
 @click.argument("model")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
@@ -29,7 +36,7 @@ from gpm_core.models.storage import save_tensors
     type=click.Path(path_type=Path),
     help="Also write each line's K x K probabilities, to a .safetensors or .json file.",
 )
-@criteria_options
+@model_options
 @inference_options
 def command(
     model: str,
@@ -37,10 +44,8 @@ def command(
     output: Path | None,
     matrix: Path | None,
     encode_batch_size: int,
-    device: str,
-    criterion: str | None,
-    criteria_weights: str | None,
     quiet: bool,
+    **how: Any,
 ) -> None:
     """Score the responses of each line of FILE with MODEL.
 
@@ -55,7 +60,7 @@ def command(
     quiet_transformers()
     _check_outputs(output, matrix)
     groups = read_groups(file)
-    loaded = load_weighed(model, device, criterion, criteria_weights)
+    loaded = open_model(model, **how)
     scored = score_in_parts(loaded, groups, encode_batch_size, not quiet)
     matrices: dict[str, Any] = {}
     with opened(output) as stream:

@@ -10,12 +10,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gpm_core.cli.config import TrainerCommand, read_config, trainer_arguments
+from gpm_core.cli.config import TrainerCommand, config_option, trainer_arguments
 from gpm_core.cli.criteria import parse_weights
 from gpm_core.cli.options import (
     backbone_options,
     build_backbone,
     build_data,
+    check_fit_options,
     data_options,
     fit_options,
     quiet_transformers,
@@ -54,19 +55,12 @@ _TRAINER_NAMES = {
 }
 #: Options that mean nothing where a language model is trained, and the other way round.
 _FEATURES_ONLY = ("view", "penalty", "device")
-_TUNE_ONLY = ("layers", "lora_rank", "lora_alpha", "lora_dropout", "gguf_file")
+_TUNE_ONLY = ("layers", "lora_rank", "lora_alpha", "lora_dropout", "gguf_file", "too_long")
 
 
 @click.command(cls=TrainerCommand, short_help="Train a preference model on pairs.")
 @click.argument("data", required=False)
-@click.option(
-    "--config",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    is_eager=True,
-    expose_value=False,
-    callback=read_config,
-    help="YAML file of options, by their long names (TRL's names are understood).",
-)
+@config_option
 @click.option(
     "--output",
     "-o",
@@ -118,6 +112,14 @@ _TUNE_ONLY = ("layers", "lora_rank", "lora_alpha", "lora_dropout", "gguf_file")
 @click.option("--lora-alpha", type=float, help="Of --tune lora [default: twice the rank].")
 @click.option("--lora-dropout", type=float, default=0.0, show_default=True, help="Of --tune lora.")
 @click.option("--gguf-file", help="Name of a GGUF file in the backbone's folder to load (--tune).")
+@click.option(
+    "--too-long",
+    type=click.Choice(["cut", "drop"]),
+    default="cut",
+    show_default=True,
+    help="Conversations of more than --max-length tokens are cut, as in use, or their pairs are "
+    "left out (--tune).",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
     "--checkpoint-steps",
@@ -194,6 +196,7 @@ def _given(context: click.Context, name: str) -> bool:
 
 
 def _check_options(context: click.Context, tune: str) -> None:
+    check_fit_options(context)
     wrong = _TUNE_ONLY if tune == "none" else _FEATURES_ONLY
     given = [f"--{name.replace('_', '-')}" for name in wrong if _given(context, name)]
     if given:
@@ -230,6 +233,10 @@ def _tune_options(context: click.Context, mode: Any, values: dict[str, Any]) -> 
             if field in fields:
                 raise click.UsageError(f"{name} and {field} are the same: give one of them")
             fields[field] = values[name]
+    if values["too_long"] == "drop":
+        if values["max_length"] is None:
+            raise click.UsageError("--too-long drop needs --max-length")
+        fields["max_length"] = values["max_length"]
     if values["criteria_weights"] is not None:
         fields["criteria_weights"] = parse_weights(values["criteria_weights"])
     if values["checkpoint_steps"] is not None:

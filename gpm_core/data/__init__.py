@@ -5,6 +5,7 @@ from gpm_core.data.criteria import (
     CriteriaPair,
     criteria_dataset,
     labelled_pairs,
+    load_labelled,
     parse_criteria_pair,
 )
 from gpm_core.data.cycles import (
@@ -60,6 +61,7 @@ __all__ = [
     "deduplicate",
     "from_dataset",
     "labelled_pairs",
+    "load_labelled",
     "load_pairs",
     "load_prompts",
     "load_rated",

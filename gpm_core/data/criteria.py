@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from gpm_core.data.errors import RecordError
-from gpm_core.data.hub import _datasets, to_dataset
+from gpm_core.data.hub import _datasets, load_records, to_dataset
 from gpm_core.data.labels import parse_number
 from gpm_core.data.pairs import PreferencePair, check_record, parse_pair
 from gpm_core.data.preferences import criteria_pairs
-from gpm_core.data.rated import RatedGroup
+from gpm_core.data.rated import RatedGroup, parse_rated
 
 if TYPE_CHECKING:
     import datasets
@@ -127,6 +128,41 @@ def _label(targets: Mapping[str, Any], name: str) -> float:
     number = parse_number({f"target.{name}": value}, f"target.{name}", low=0.0, high=1.0)
     assert number is not None
     return number
+
+
+def load_labelled(
+    source: str | os.PathLike[str], split: str | None = None
+) -> list[RatedGroup | CriteriaPair]:
+    """Responses with ratings, or pairs with a label for each criterion, whichever they are.
+
+    Args:
+        source: a file, a folder or a hub name, as :func:`gpm_core.data.load_pairs` takes them.
+            Records with "chosen" and "rejected" are pairs, whose ``target`` maps criteria to
+            labels; others are those of :func:`gpm_core.data.read_rated`.
+        split: see :func:`gpm_core.data.load_pairs`.
+
+    Raises:
+        FileNotFoundError: if there is no such file, folder or data set.
+        DataError: if a record is neither; names its line or row.
+
+    Example:
+        >>> load_labelled("heldout.jsonl")  # doctest: +SKIP
+        [RatedGroup(...), ...]
+    """
+    return load_records(source, _parse_labelled, split)
+
+
+def _parse_labelled(record: Any, line: int) -> RatedGroup | CriteriaPair:
+    if not isinstance(record, Mapping) or "chosen" not in record:
+        return parse_rated(record, line)
+    target = record.get("target")
+    if not isinstance(target, Mapping):
+        raise RecordError(
+            "wrong-type",
+            "field 'target' of a pair must have a label, or null, by the name of each criterion; "
+            f"got {target!r:.80}",
+        )
+    return parse_criteria_pair(record, [str(name) for name in target], line)
 
 
 def criteria_dataset(pairs: Sequence[CriteriaPair]) -> datasets.Dataset:

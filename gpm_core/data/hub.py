@@ -27,17 +27,24 @@ _CHUNK = 1000
 _BUILDERS = {".csv": "csv", ".arrow": "arrow"}
 
 
-def to_dataset(pairs: Sequence[PreferencePair]) -> datasets.Dataset:
+def to_dataset(
+    pairs: Sequence[PreferencePair], *, missing_margin: float | None = 0.0
+) -> datasets.Dataset:
     """Pairs as a data set in TRL's conversational preference format.
 
     Columns are ``prompt``, ``chosen`` and ``rejected``, lists of {"role", "content"} messages; the
     latter two hold the reply alone. If some pair has no prompt there is no such column (TRL cannot
     have it empty), and ``chosen`` and ``rejected`` are whole conversations. ``margin`` and
-    ``target`` are there if any pair has one; a pair without has margin 0 and target 1, which mean
-    the same. Lines are not kept. TRL's RewardTrainer uses ``margin`` and leaves out ``target``.
+    ``target`` are there if any pair has one; a pair without has target 1, which means the same, and
+    the margin that is said here. Lines are not kept. TRL's RewardTrainer uses ``margin`` and leaves
+    out ``target``.
 
     Args:
         pairs: at least one.
+        missing_margin: the margin of pairs without, where others have one. 0 means the same to
+            every trainer whose loss is a cross-entropy, and TRL's must have a number. None leaves
+            it null, as :class:`gpm_core.integrations.trl.PreferenceTrainer` takes it: for its
+            ``loss="regression"`` 0 would say that the two are to be equally good.
 
     Raises:
         ValueError: without pairs.
@@ -64,15 +71,17 @@ def to_dataset(pairs: Sequence[PreferencePair]) -> datasets.Dataset:
         if any(getattr(pair, field) is not None for pair in pairs):
             columns[field] = number
     features = library.Features(columns)
-    rows = ({name: _cell(pair, name, explicit) for name in columns} for pair in pairs)
+    rows = (
+        {name: _cell(pair, name, explicit, missing_margin) for name in columns} for pair in pairs
+    )
     chunks = iter(lambda: list(islice(rows, _CHUNK)), [])
     made = [library.Dataset.from_list(chunk, features=features) for chunk in chunks]
     return library.concatenate_datasets(made)
 
 
-def _cell(pair: PreferencePair, column: str, explicit: bool) -> Any:
+def _cell(pair: PreferencePair, column: str, explicit: bool, missing_margin: float | None) -> Any:
     if column == "margin":
-        return 0.0 if pair.margin is None else pair.margin
+        return missing_margin if pair.margin is None else pair.margin
     if column == "target":
         return 1.0 if pair.target is None else pair.target
     turns: list[Message] = []
@@ -248,7 +257,7 @@ def _load(
             )
         _refuse_split(path, split, name)
         return _fetch(library, builder, data_files=str(path), split="train")
-    if not path.is_dir() and _looks_local(source):
+    if not path.is_dir() and looks_local(source):
         raise FileNotFoundError(f"{path}: no such file or folder")
     where = str(path) if path.is_dir() else os.fspath(source)
     if split is None:
@@ -265,8 +274,10 @@ def _fetch(library: Any, source: str, **arguments: Any) -> Any:
         raise DataError(f"{arguments.get('data_files', source)}: {reason}") from error
 
 
-def _looks_local(source: str | os.PathLike[str]) -> bool:
-    if not isinstance(source, str):
+def looks_local(source: str | os.PathLike[str]) -> bool:
+    """Whether a source is a file or a folder, there or not, rather than a name of the hub."""
+    # Names of the hub have dots, too: "owner/data-v1.1".
+    if not isinstance(source, str) or source.lower().endswith((*EXTENSIONS, *_BUILDERS)):
         return True
     # A hub name is "name" or "owner/name".
     return source.startswith((".", "~", "/", "\\")) or source.count("/") > 1 or "\\" in source

@@ -10,6 +10,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.evaluation.choices import TiesResult
+from gpm_core.evaluation.criteria import CriteriaReport, Disputed, evaluate_by_criteria
 from gpm_core.evaluation.estimates import Bootstrap, Estimate
 from gpm_core.evaluation.intransitivity import (
     Intransitivity,
@@ -37,6 +38,8 @@ from gpm_core.evaluation.seen import SeenPairs
 
 __all__ = [
     "Bootstrap",
+    "CriteriaReport",
+    "Disputed",
     "Estimate",
     "EvaluationData",
     "EvaluationReport",
@@ -58,6 +61,7 @@ __all__ = [
     "compare_iterates",
     "count_cycles",
     "evaluate",
+    "evaluate_by_criteria",
     "idealized_ranking_accuracy",
     "iterates_markdown",
     "mean_interval",

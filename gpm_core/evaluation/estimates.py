@@ -83,6 +83,11 @@ class Bootstrap:
         self.samples, self.confidence = samples, confidence
         self._random = np.random.default_rng(seed)
 
+    def counts(self, prompts: int, samples: int) -> Array:
+        """How often each of ``samples`` resamplings draws each prompt: (samples, prompts)."""
+        drawn = self._random.multinomial(prompts, np.full(prompts, 1 / prompts), size=samples)
+        return drawn.astype(np.float64)
+
     def share(self, correct: Tensor, clusters: Tensor) -> Estimate:
         """Mean of ``correct`` (N,) in [0, 1], resampled by ``clusters`` (N,); see :meth:`estimate`.
 

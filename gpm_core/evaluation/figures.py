@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,20 +65,38 @@ def _bars(value: Estimate) -> tuple[float, float]:
 
 
 def _accuracy(report: EvaluationReport, path: Path) -> Path:
-    named = [("overall", report.overall)]
+    whole = [("overall", report.overall)]
     if report.kind == "rewardbench":
-        named += list(report.sections.items())
-    named += [(result.name, result.accuracy) for result in report.subsets]
-    whole = len(named) - len(report.subsets)
+        whole += list(report.sections.items())
+    parts = [(result.name, result.accuracy) for result in report.subsets]
+    return accuracy_figure(whole, parts, path, coin=report.kind != "rewardbench2")
+
+
+def accuracy_figure(
+    whole: Sequence[tuple[str, Estimate]],
+    parts: Sequence[tuple[str, Estimate]],
+    path: Path,
+    *,
+    coin: bool,
+) -> Path:
+    """Draw accuracies with their intervals, one below the other, in a file.
+
+    Args:
+        whole: names and figures that stand out.
+        parts: those below them.
+        path: of the picture.
+        coin: also draw a line at 1/2.
+    """
+    named = [*whole, *parts]
     figure = _figure(6, 1.4 + 0.28 * len(named))
     axes = figure.add_subplot()
     for i, (_, value) in enumerate(named):
         low, high = _bars(value)
-        color = _MODEL if i < whole else _MUTED
+        color = _MODEL if i < len(whole) else _MUTED
         axes.errorbar(
             value.value, i, xerr=[[low], [high]], fmt="o", color=color, markersize=5, capsize=3
         )
-    if report.kind != "rewardbench2":
+    if coin:
         axes.axvline(0.5, color="black", linewidth=0.8, linestyle=":", label="a coin")
         axes.legend(loc="lower left", fontsize=8)
     axes.set_yticks(range(len(named)), [name for name, _ in named], fontsize=8)

@@ -8,7 +8,6 @@ from functools import partial
 from itertools import combinations
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -239,8 +238,7 @@ def _resample(
     step = max(1, _MOST_AT_ONCE // prompts)
     for start in range(0, bootstrap.samples, step):
         some = min(step, bootstrap.samples - start)
-        drawn = bootstrap._random.multinomial(prompts, np.full(prompts, 1 / prompts), size=some)
-        counts = torch.from_numpy(drawn).double()
+        counts = torch.from_numpy(bootstrap.counts(prompts, some))
         means.append(counts @ columns / prompts)
         controlled.append(control.resample(counts))
     result = torch.cat(means)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -57,6 +59,21 @@ class PairTable:
     def brier(self) -> Tensor:
         """(N,) squared distance of probability and target."""
         return (self.probability - self.target).square()
+
+    def select(self, members: Tensor) -> PairTable:
+        """The rows where ``members`` (N,) bool is true."""
+        columns = {name: getattr(self, name)[members] for name in _COLUMNS}
+        return PairTable(**columns, subsets=tuple(compress(self.subsets, members.tolist())))
+
+    @classmethod
+    def joined(cls, tables: Sequence[PairTable]) -> PairTable:
+        """The rows of some tables, one table after the other."""
+        columns = {name: torch.cat([getattr(table, name) for table in tables]) for name in _COLUMNS}
+        return cls(**columns, subsets=tuple(s for table in tables for s in table.subsets))
+
+
+#: What a :class:`PairTable` has as tensors.
+_COLUMNS = tuple(column.name for column in fields(PairTable) if column.name != "subsets")
 
 
 @dataclass

@@ -118,16 +118,13 @@ class EvaluationReport:
         return [folder / "report.json", folder / "report.md", *write_figures(self, folder)]
 
     def _head(self) -> str:
-        level = f"{100 * self.settings['confidence']:g} %"
         lines = [
             f"# Evaluation{'' if self.source is None else f' on {self.source}'}",
             "",
             f"**{_SCORE[self.kind]}: {self.overall}**",
             "",
             f"{self.prompts:,} prompts, {self.responses:,} responses, {len(self.table):,} labelled "
-            f"pairs. In brackets: {level} intervals, bootstrap over prompts "
-            f"({self.settings['bootstrap_samples']:,} samples, seed {self.settings['seed']}), or "
-            "Wilson's (of shares only) where prompts are few or all alike.",
+            f"pairs. {_brackets(self.settings)}",
         ]
         if self.missing:
             lines += ["", f"Not comparable with published scores, without: {_list(self.missing)}."]
@@ -246,6 +243,15 @@ def _observed(found: ObservedTriples) -> str:
         f"said is {found.cyclic} (by a coin 0.250). The model on them:"
     )
     return f"{said}\n\n{_table(headers, rows)}"
+
+
+def _brackets(settings: dict[str, Any]) -> str:
+    """What the intervals are."""
+    return (
+        f"In brackets: {100 * settings['confidence']:g} % intervals, bootstrap over prompts "
+        f"({settings['bootstrap_samples']:,} samples, seed {settings['seed']}), or Wilson's (of "
+        "shares only) where prompts are few or all alike."
+    )
 
 
 def _cell(value: Estimate | float | None) -> str:

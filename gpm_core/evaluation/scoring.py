@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +73,42 @@ def score_data(
         TypeError: if the model has no method ``score_groups``.
         ValueError: if it gives something else than finite (K, K) scores, and probabilities.
     """
+    for labelled, scores in _answers(model, groups, batch_size, progress):
+        yield _checked(labelled, scores)
+
+
+def score_criteria(
+    model: GroupScorer,
+    groups: Sequence[LabelledGroup],
+    criteria: Sequence[str],
+    *,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Iterator[dict[str, ScoredGroup]]:
+    """The same by each of some criteria: each response still passes through the model once.
+
+    Args:
+        model: what to ask; its scores have ``criteria``, scores by name.
+        groups: with K responses each.
+        criteria: names of those to give.
+        batch_size: texts per forward pass.
+        progress: show progress on stderr.
+
+    Raises:
+        TypeError: if the model has no method ``score_groups``.
+        ValueError: as :func:`score_data`, and if the scores lack one of the criteria.
+    """
+    for labelled, scores in _answers(model, groups, batch_size, progress):
+        each: Mapping[str, PairScores] = getattr(scores, "criteria", {})
+        missing = [name for name in criteria if name not in each]
+        if missing:
+            raise ValueError(f"the model gave no scores by {', '.join(missing)}")
+        yield {name: _checked(labelled, each[name]) for name in criteria}
+
+
+def _answers(
+    model: GroupScorer, groups: Sequence[LabelledGroup], batch_size: int, progress: bool
+) -> Iterator[tuple[LabelledGroup, PairScores]]:
     if not hasattr(model, "score_groups"):
         raise TypeError(
             f"model must have a method score_groups(groups, *, batch_size, progress), as those of "
@@ -87,7 +123,7 @@ def score_data(
             asked = [labelled.group for labelled in some]
             answers = model.score_groups(asked, batch_size=batch_size, progress=False)
             for labelled, scores in zip(some, answers, strict=True):
-                yield _checked(labelled, scores)
+                yield labelled, scores
                 bar.update()
 
 

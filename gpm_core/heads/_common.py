@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpm_core import ops
+from gpm_core.backends.reference import select
 
 Gate = Literal["softmax", "softplus"]
 Init = Literal["anchored", "paper"]
@@ -64,6 +65,32 @@ class _Head(nn.Module):
 def small_normal_(weight: Tensor) -> None:
     """The reference code's initialisation of value heads: std 1 / (H + 1)."""
     nn.init.normal_(weight, std=1.0 / (weight.shape[-1] + 1))
+
+
+def project_widely(linear: nn.Linear, hidden: Tensor, positions: Tensor | None) -> Tensor:
+    """W h + bias (..., rows of W) in float32 at least, also of 16-bit weights and under autocast.
+
+    Rewards are only looked at in differences, which would be lost where each is rounded to the 8
+    digits of bfloat16.
+
+    Args:
+        linear: the projection.
+        hidden: (..., H), or (..., T, H) with positions.
+        positions: (...) tokens that are read, or None.
+    """
+    weight, bias = linear.weight, linear.bias
+    autocast = torch.is_autocast_enabled(hidden.device.type)
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    # Of two dtypes the operation says what is wrong.
+    if not autocast and (hidden.dtype == wide or hidden.dtype != weight.dtype):
+        return ops.preference_embedding(hidden, weight, positions, bias=bias, normalize=False)
+    if positions is not None:
+        hidden = select(hidden, positions.long())
+    wide_bias = None if bias is None else bias.to(wide)
+    with torch.autocast(hidden.device.type, enabled=False):
+        return ops.preference_embedding(
+            hidden.to(wide), weight.to(wide), bias=wide_bias, normalize=False
+        )
 
 
 def apply_gate(kind: str, prompt_head: nn.Linear, prompt_hidden: Tensor | None) -> Tensor:

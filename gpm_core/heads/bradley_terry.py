@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpm_core import ops
-from gpm_core.heads._common import _Head, small_normal_
+from gpm_core.heads._common import _Head, project_widely, small_normal_
 
 
 class BradleyTerryHead(_Head):
@@ -16,7 +15,8 @@ class BradleyTerryHead(_Head):
         hidden_size: H, width of the hidden states.
         bias: whether ``value_head`` has one (it cancels in every score).
         tau: default temperature of ``probability_matrix``; 1 is Bradley and Terry's model.
-        device, dtype: of the parameters, as in ``nn.Linear``.
+        device, dtype: of the parameters, as in ``nn.Linear``. Rewards, which only their
+            differences say something of, are in float32 at least.
 
     Parameters: ``value_head.weight`` (1, H), ``value_head.bias`` (1,) where present.
 
@@ -45,14 +45,11 @@ class BradleyTerryHead(_Head):
             nn.init.zeros_(self.value_head.bias)
 
     def reward(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Rewards (...) of hidden states (..., H), or at ``positions`` of (..., T, H)."""
-        return ops.preference_embedding(
-            hidden,
-            self.value_head.weight,
-            positions,
-            bias=self.value_head.bias,
-            normalize=False,
-        ).squeeze(-1)
+        """Rewards (...) of hidden states (..., H), or at ``positions`` of (..., T, H).
+
+        In float32 at least, also with 16-bit weights and under autocast.
+        """
+        return project_widely(self.value_head, hidden, positions).squeeze(-1)
 
     def embed(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         """The rewards as preference embeddings (1, -r), (..., 2)."""

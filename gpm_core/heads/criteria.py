@@ -266,7 +266,7 @@ class CombinedHead(_Head):
     ) -> None:
         super().__init__(head.hidden_size, head.tau)
         self.head = head
-        checked = _checked_weights(weights, head.criteria, head.value_head.weight)
+        checked = checked_weights(weights, head.criteria, head.value_head.weight)
         if isinstance(checked, nn.Parameter):
             self.weights = checked
         else:
@@ -285,12 +285,7 @@ class CombinedHead(_Head):
         scale = head.scale(prompt_hidden)
         if scale is None:
             scale = parameter.new_ones(len(head.criteria), head.dim // 2)
-        wide = torch.promote_types(scale.dtype, torch.float32)
-        # The head, which is shared, may have been moved since.
-        weights = self.weights.to(device=scale.device, dtype=wide)
-        weighted = weights.unsqueeze(-1) * scale.to(wide)
-        combined = weighted.sum(dim=-2) if head.mode == "gates" else weighted.flatten(-2)
-        return combined.to(scale.dtype)
+        return combined_scale(scale, self.weights, head.mode)
 
     def forward(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
         """As :meth:`embed`."""
@@ -300,6 +295,27 @@ class CombinedHead(_Head):
         """Options, for ``repr``."""
         shape = tuple(self.weights.shape)
         return f"weights={self.weights.tolist() if len(shape) == 1 else shape}, tau={self.tau}"
+
+
+def combined_scale(scale: Tensor, weights: Sequence[float] | Tensor, mode: str) -> Tensor:
+    """Weights of the blocks of the one preference s = sum_c weight_c s_c.
+
+    Args:
+        scale: (..., C, k), those of each criterion.
+        weights: what each criterion weighs: C numbers, or a tensor (C,) or (..., C).
+        mode: of the head; with "gates" the criteria share an embedding, and the result is (..., k),
+            with "heads" their embeddings stand in a row, and it is (..., C k).
+    """
+    wide = torch.promote_types(scale.dtype, torch.float32)
+    each = scale.to(wide)
+    if isinstance(weights, Tensor):
+        # The head, which is shared, may have been moved since.
+        each = weights.to(device=scale.device, dtype=wide).unsqueeze(-1) * each
+    else:
+        # By numbers, not by a tensor of them, which would have to be copied to the device.
+        parts = zip(weights, each.unbind(dim=-2), strict=True)
+        each = torch.stack([weight * part for weight, part in parts], dim=-2)
+    return (each.sum(dim=-2) if mode == "gates" else each.flatten(-2)).to(scale.dtype)
 
 
 def _checked_names(criteria: Sequence[str]) -> tuple[str, ...]:
@@ -313,11 +329,14 @@ def _checked_names(criteria: Sequence[str]) -> tuple[str, ...]:
     return tuple(criteria)
 
 
-def _checked_weights(
+def checked_weights(
     weights: Mapping[str, float] | Sequence[float] | Tensor,
     criteria: tuple[str, ...],
     parameter: Tensor,
 ) -> Tensor:
+    """Weights (C,) of criteria as :meth:`MultiCriteriaHead.combine` takes them, in float32 at least
+    and beside ``parameter``; a tensor as it is.
+    """
     if isinstance(weights, Tensor):
         if not weights.is_floating_point():
             raise TypeError(f"weights must be numbers or floating-point; got {weights.dtype}")

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from gpm_core import ops
-from gpm_core.heads._common import Gate, Init, _Head, apply_gate, check_gate, small_normal_
+from gpm_core.heads._common import (
+    Gate,
+    Init,
+    _Head,
+    apply_gate,
+    check_gate,
+    project_widely,
+    small_normal_,
+)
 
 
 class HybridHead(_Head):
@@ -31,7 +39,8 @@ class HybridHead(_Head):
         init: "anchored": the cyclic part has a learnable bias (1, 0) in its first block;
             "paper": small random weights without bias.
         tau: default temperature of ``probability_matrix``.
-        device, dtype: of the parameters, as in ``nn.Linear``.
+        device, dtype: of the parameters, as in ``nn.Linear``. Rewards, and with them embeddings and
+            scores, are in float32 at least.
 
     Parameters: ``value_head.weight`` (1 + dim, H): the reward, then the cyclic part;
     ``value_head.bias`` and ``prompt_head.weight`` where present.
@@ -96,14 +105,11 @@ class HybridHead(_Head):
             small_normal_(self.prompt_head.weight)
 
     def embed(self, hidden: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Embeddings (..., 2 + dim): (1, -reward), then the cyclic part."""
-        projected = ops.preference_embedding(
-            hidden,
-            self.value_head.weight,
-            positions,
-            bias=self.value_head.bias,
-            normalize=False,
-        )
+        """Embeddings (..., 2 + dim): (1, -reward), then the cyclic part.
+
+        In float32 at least, also with 16-bit weights and under autocast.
+        """
+        projected = project_widely(self.value_head, hidden, positions)
         reward, cyclic = projected[..., :1], projected[..., 1:]
         if self.clip is not None:
             reward = reward.clamp(-self.clip, self.clip)
@@ -112,12 +118,13 @@ class HybridHead(_Head):
         return torch.cat((torch.ones_like(reward), -reward, cyclic.to(reward.dtype)), dim=-1)
 
     def scale(self, prompt_hidden: Tensor | None = None) -> Tensor:
-        """Weights (..., 1 + k): scalar_weight, then cyclic_weight lambda^2."""
+        """Weights (..., 1 + k), float32 at least: scalar_weight, then cyclic_weight lambda^2."""
         weight = self.value_head.weight
         if self.gate is None or self.prompt_head is None:
             gate = weight.new_ones(self.dim // 2)
         else:
             gate = apply_gate(self.gate, self.prompt_head, prompt_hidden)
+        gate = gate.to(torch.promote_types(gate.dtype, torch.float32))
         scalar = gate.new_full((*gate.shape[:-1], 1), self.scalar_weight)
         return torch.cat((scalar, self.cyclic_weight * gate.square()), dim=-1)
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gpm_core.losses import one_temperature
 from gpm_core.objectives import targets
 from gpm_core.objectives.advantages import (
     DriftMonitor,
@@ -42,13 +43,15 @@ def group_rewards(
         sizes: G sizes of groups, which sum to N.
         kind: see :class:`gpm_core.integrations.trl_rewards.PreferenceReward`.
         gate: (G, d / 2) weight of each block for each group, float32.
-        tau: temperature of win rates: a number, or a tensor () or (d / 2,).
+        tau: temperature of win rates: a number, or a tensor () or (d / 2,), which weighs the blocks
+            of scores, too, as :func:`gpm_core.losses.one_temperature` says.
         monitor: is updated, and its block weights are used, for "gprl".
     """
+    if isinstance(tau, Tensor) and tau.dim():
+        gate, tau = one_temperature(gate, tau)
     if kind == "mean_score":
         return targets.mean_scores(v, scale=gate, group_sizes=sizes)
     if kind == "win_rate":
-        # A temperature for each block is a weight of each block.
         return targets.mean_win_rates(v, scale=gate / tau, tau=1.0, group_sizes=sizes)
     scores = block_mean_scores(v, group_sizes=sizes)
     weights = None

@@ -246,6 +246,10 @@ class OpenRLHFRewardModel(GeneralPreferenceModel):
             ValueError: for wrong shapes, ring attention, packed samples without their lengths, or
                 a gate where it is not known, or not found, where a prompt ends.
         """
+        if self.config.head == "pair":
+            raise ValueError(
+                "OpenRLHF gives responses one by one; a 'pair' head reads both in one text"
+            )
         if ring_attn_group is not None:
             raise ValueError("ring attention is not supported: leave ring_attn_size at 1")
         if input_ids.dim() != 2:
@@ -277,6 +281,10 @@ class OpenRLHFRewardModel(GeneralPreferenceModel):
 
     def _as_logits(self, output: GeneralPreferenceOutput) -> Tensor:
         """Embeddings (N, d) with the scale and the temperature in them, or rewards (N,)."""
+        if self.criteria:
+            raise ValueError(
+                "OpenRLHF's losses are of one preference: this model has several criteria"
+            )
         embeddings: Any = output.embeddings
         wide = torch.promote_types(embeddings.dtype, torch.float32)
         tau = self.config.tau if self.temperature is None else self.temperature().to(wide)

@@ -73,6 +73,7 @@ def _check_published(model: GeneralPreferenceModel) -> None:
             (not config.normalize, "normalize=False"),
             (config.gate == "softplus", "gate='softplus': softmax, or none"),
             (config.learn_tau is not None, "a learned temperature"),
+            (config.criteria is not None, "several criteria"),
             (config.tau != checkpoints.PUBLISHED_TAU, f"tau={config.tau}: 0.1 alone"),
             (config.standardize, "standardize=True"),
             (config.pooling != "last", f"pooling={config.pooling!r}: 'last' alone"),

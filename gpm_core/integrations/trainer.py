@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gpm_core.losses._common import accuracy_of
+from gpm_core.losses import accuracy_of
 
 
 def preference_metrics(prediction: Any) -> dict[str, float]:

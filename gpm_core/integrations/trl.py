@@ -19,8 +19,13 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-from gpm_core.integrations.trl_config import MINIMUM_TRL, PreferenceConfig, model_options
-from gpm_core.integrations.trl_criteria import keep_labels
+from gpm_core.integrations.trl_config import (
+    MINIMUM_TRL,
+    PreferenceConfig,
+    model_options,
+    warn_of_rounding,
+)
+from gpm_core.integrations.trl_criteria import LabelsWeighAlike, keep_labels
 from gpm_core.integrations.trl_language_model import (
     check_vocabulary,
     keep_language_model_head,
@@ -41,7 +46,7 @@ __all__ = ["MINIMUM_TRL", "PreferenceConfig", "PreferenceTrainer"]
 _STANDARDIZATION_PAIRS = 256
 
 
-class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
+class PreferenceTrainer(LabelsWeighAlike, RewardTrainer):  # type: ignore[misc]
     """TRL's ``RewardTrainer`` for general preference models (TRL >= 1.8).
 
     It differs in the model, in that prompt lengths are kept for the gate, in soft targets, in that
@@ -56,8 +61,9 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
     - ``preference_loss``, ``sft_loss``, ``dpo_loss``, ``logps/chosen``, ``logps/rejected``: where a
       language model's loss regularises (``sft_coefficient``, ``dpo_coefficient``);
     - ``num_tokens``: as TRL;
-    - of several criteria: ``accuracy`` is of all labels, ``accuracy_<criterion>`` and
-      ``loss_<criterion>`` are of each, and the others of the one preference that they make.
+    - of several criteria: ``accuracy`` and the loss are of all labels, each of which weighs alike
+      whichever batch or process it is in; ``accuracy_<criterion>`` and ``loss_<criterion>`` are of
+      each, and the others of the one preference that they make.
 
     Args:
         model: a ``GeneralPreferenceModel``, with adapters or without; or a folder or hub name: of a
@@ -126,6 +132,7 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
         preference_model.tokenizer = processing_class
         if peft_config is not None:
             model = _with_adapter(model, peft_config, args)
+        warn_of_rounding(preference_model)
         self._preference_model = preference_model
         with _as_reward_model(preference_model.config, args):
             super().__init__(
@@ -195,6 +202,8 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
         """The model's loss of a batch, whose metrics are kept for the next log."""
         outputs = model(**inputs)
         loss = outputs["loss"]
+        if self._preference_model.criteria:
+            loss = self._weighed(loss, inputs["labels"])
         rewards = self._rewards(outputs)
         if regularisation(self.args):
             loss, metrics = regularised(outputs, inputs.get("labels"), self.args)
@@ -216,8 +225,6 @@ class PreferenceTrainer(RewardTrainer):  # type: ignore[misc]
             ignore_keys: as ``Trainer.evaluate``.
             metric_key_prefix: what names of metrics start with; "eval_name" for one of several.
         """
-        # Left by a prediction, which logs nothing.
-        self._metrics["eval"].clear()
         outer, self._metric_prefix = self._metric_prefix, metric_key_prefix
         try:
             return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from packaging.version import Version
 from trl import RewardConfig
 
@@ -128,6 +130,26 @@ class PreferenceConfig(LanguageModelOptions, RewardConfig):  # type: ignore[misc
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check_language_model()
+
+
+def warn_of_rounding(model: Any) -> None:
+    """Warn where a learned temperature cannot take the steps of a usual rate.
+
+    Args:
+        model: a ``GeneralPreferenceModel``, as it is about to be trained.
+    """
+    trained = [
+        parameter.dtype
+        for name, parameter in model.named_parameters()
+        if "temperature" in name.split(".") and parameter.requires_grad
+    ]
+    if torch.bfloat16 in trained or torch.float16 in trained:
+        warnings.warn(
+            f"the learned temperature is {trained[0]}, which rounds steps of a usual learning rate "
+            "away, so that it stays as it is: load the weights in float32 (and set bf16=True), or "
+            "leave learn_tau out",
+            stacklevel=3,
+        )
 
 
 def model_options(args: RewardConfig) -> dict[str, Any]:

@@ -106,6 +106,11 @@ class PreferenceReward:
             raise TypeError(
                 f"model must be a GeneralPreferenceModel, or a name; got {type(inner).__name__}"
             )
+        if inner.config.head == "pair":
+            raise TypeError(
+                "model must embed responses one by one, and one with head='pair' reads two in one "
+                "text: train it with another head"
+            )
         self.model = inner
         self.kind, self.num_generations, self.batch_size = kind, num_generations, batch_size
         self.monitor = monitor

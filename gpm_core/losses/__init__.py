@@ -12,10 +12,12 @@ scores of pairs, from any model     :func:`score_loss`
 log-probabilities of responses      :func:`sft_loss`, :func:`reference_free_dpo_loss`
 ==================================  ==========================================================
 
-Wherever a loss takes ``tau`` it takes a number, or a :class:`Temperature` to learn it.
+Wherever a loss takes ``tau`` it takes a number, or a :class:`Temperature` to learn it;
+:func:`one_temperature` makes one of those of blocks.
 """
 
 from gpm_core.losses._common import PreferenceLossOutput, Reduction
+from gpm_core.losses._common import accuracy_of as accuracy_of
 from gpm_core.losses.criteria import MultiCriteriaLossOutput, multi_criteria_loss
 from gpm_core.losses.language_model import (
     LanguageModelLossOutput,
@@ -29,7 +31,7 @@ from gpm_core.losses.preference import (
     regression_loss,
     score_loss,
 )
-from gpm_core.losses.temperature import Temperature
+from gpm_core.losses.temperature import Temperature, one_temperature
 
 __all__ = [
     "BradleyTerryLoss",
@@ -42,6 +44,7 @@ __all__ = [
     "bradley_terry_loss",
     "general_preference_loss",
     "multi_criteria_loss",
+    "one_temperature",
     "reference_free_dpo_loss",
     "regression_loss",
     "score_loss",

@@ -23,10 +23,11 @@ class Temperature(nn.Module):
     - One for each block: s / tau becomes sum_l (scale_l / tau_l) (block l of <R a, b>), which is
       the score with the scale divided. A margin, in units of the score, is shared by the k blocks:
       z = sum_l (scale_l (block l of <R a, b>) - margin / k) / tau_l. Equal tau_l are one tau.
-      The accuracy is that of the divided score.
+      In other words, and so models give their scores: a score of blocks that are weighed by their
+      temperatures, with one temperature for all; see :func:`one_temperature`.
 
     A learned temperature in other operations: ``tau=temperature().item()`` where it is one,
-    ``scale / temperature()`` (``1 / temperature()`` without a gate) and ``tau=1.0`` where not.
+    ``scale, tau = one_temperature(scale, temperature())`` where not.
 
     Weight decay pulls raw to 0, so tau to minimum + 0.69: leave it out for this parameter.
 
@@ -97,6 +98,49 @@ class Temperature(nn.Module):
     def extra_repr(self) -> str:
         """Options, for ``repr``."""
         return f"initial={self.initial}, blocks={self.blocks}, minimum={self.minimum}"
+
+
+def one_temperature(scale: Tensor | None, tau: Tensor) -> tuple[Tensor, Tensor]:
+    """A scale and one temperature that say what a temperature for each block says.
+
+    ``sum_l (scale_l / tau_l) x_l = (sum_l scale_l w_l x_l) / t`` for the parts x_l of a score, with
+    the harmonic mean t of the temperatures and ``w_l = t / tau_l``, whose mean is 1. So the score
+    with the scale ``scale w`` has the sign that the probability has, a margin is subtracted from it
+    before it is divided by t (as the losses do), and equal temperatures change nothing.
+
+    Args:
+        scale: (..., k) weight of each block, or None for 1.
+        tau: (k,) temperature of each block, above zero.
+
+    Returns:
+        The scale (..., k), (k,) for None, and the temperature (), float32 at least.
+
+    Raises:
+        TypeError: if ``tau`` is no floating-point tensor.
+        ValueError: if ``tau`` is not (k,), or ``scale`` not (..., k).
+
+    Example:
+        >>> one_temperature(None, torch.tensor([1.0, 3.0]))
+        (tensor([1.5000, 0.5000]), tensor(1.5000))
+    """
+    if not isinstance(tau, Tensor) or not tau.is_floating_point():
+        given_type = tau.dtype if isinstance(tau, Tensor) else type(tau).__name__
+        raise TypeError(f"tau must be a floating-point tensor (k,); got {given_type}")
+    if tau.dim() != 1 or (scale is not None and scale.shape[-1:] != tau.shape):
+        given = None if scale is None else tuple(scale.shape)
+        raise ValueError(
+            f"tau must be (k,) and scale (..., k) or None; got {tuple(tau.shape)} and {given}"
+        )
+    wide = torch.promote_types(tau.dtype, torch.float32)
+    # Beside the first one: equal temperatures then give weights of exactly 1.
+    beside = tau[:1].to(wide) / tau.to(wide)
+    mean = beside.mean()
+    weight = beside / mean
+    single = tau[0].to(wide) / mean
+    if scale is None:
+        return weight, single
+    wide = torch.promote_types(scale.dtype, wide)
+    return scale.to(wide) * weight.to(wide), single
 
 
 def _check_temperature(tau: Tensor, chosen: Tensor) -> None:

@@ -15,7 +15,8 @@ from gpm_core.models.configuration import GeneralPreferenceConfig
 from gpm_core.models.conversations import encode_conversations, pad_rows
 from gpm_core.models.datasets import tokenize_dataset
 from gpm_core.models.general_preference import GeneralPreferenceModel
-from gpm_core.models.group_scores import GroupScores, RankedResponse
+from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, RankedResponse
+from gpm_core.models.language_model_head import LanguageModelHead
 from gpm_core.models.loading import load_model
 from gpm_core.models.outputs import GeneralPreferenceOutput
 from gpm_core.models.preference_model import PreferenceModel
@@ -28,7 +29,9 @@ __all__ = [
     "GeneralPreferenceConfig",
     "GeneralPreferenceModel",
     "GeneralPreferenceOutput",
+    "GroupEmbeddings",
     "GroupScores",
+    "LanguageModelHead",
     "Passage",
     "PreferenceCollator",
     "PreferenceModel",

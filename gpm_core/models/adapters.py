@@ -24,7 +24,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from gpm_core.data.files import PARTIAL
-from gpm_core.models.checkpoints import _tokenizer, read_model_config
+from gpm_core.models.checkpoints import load_tokenizer, read_model_config
 from gpm_core.models.general_preference import GeneralPreferenceModel
 from gpm_core.models.loading import (
     ADAPTER_CONFIG,
@@ -139,7 +139,7 @@ def load_adapter(
     of_base = {key: options[key] for key in options if key not in ("revision", "subfolder")}
     model, has_head = _base_model(folder, adapter, base, of_base)
     _check_head(folder, adapter, model, has_head)
-    model.tokenizer = _tokenizer(str(folder), {}) or model.tokenizer
+    model.tokenizer = load_tokenizer(str(folder), {}) or model.tokenizer
     loaded: Any = PreferencePeftModel.from_pretrained(
         model, str(folder), is_trainable=is_trainable, torch_device=str(model.device)
     )

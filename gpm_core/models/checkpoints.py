@@ -73,16 +73,18 @@ def load_backbone(
     if missing:
         raise ValueError(f"the files of {name} lack the weights {', '.join(missing[:3])}")
     if tokenizer is None:
-        tokenizer = _tokenizer(name, {k: options[k] for k in _tokenizer_options(options)})
+        tokenizer = load_tokenizer(name, {k: options[k] for k in tokenizer_options(options)})
     return model, tokenizer
 
 
-def _tokenizer_options(options: dict[str, Any]) -> list[str]:
+def tokenizer_options(options: dict[str, Any]) -> list[str]:
+    """Those of the options of ``from_pretrained`` that a tokenizer takes, too."""
     known = (*_HUB_OPTIONS, "gguf_file", "trust_remote_code")
     return [name for name in options if name in known]
 
 
-def _tokenizer(name: str, options: dict[str, Any]) -> Any:
+def load_tokenizer(name: str, options: dict[str, Any]) -> Any:
+    """The tokenizer of a model, or None where it has none."""
     # A model without tokenizer works on token ids, and says so where it is given texts.
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
@@ -132,7 +134,7 @@ def load(
         for conversion in conversions
         if not set(conversion.source_patterns) & set(_PUBLISHED_NAMES)
     ] or None
-    model.tokenizer = _tokenizer(str(name), hub)
+    model.tokenizer = load_tokenizer(str(name), hub)
     return (model, report) if wants_report else model
 
 

@@ -20,7 +20,7 @@ from gpm_core.data import (
     parse_pair,
 )
 from gpm_core.models.conversations import encode_conversations, pad_rows
-from gpm_core.models.pair_reading import together
+from gpm_core.models.pair_reading import rooms, together, whole
 from gpm_core.models.text import Row
 
 TooLong = Literal["cut", "drop"]
@@ -40,7 +40,7 @@ class PreferenceCollator:
     Calling it with B rows gives the arguments of ``GeneralPreferenceModel.forward``: ``input_ids``
     and ``attention_mask`` (B, 2, T) int64, chosen first; ``prompt_lengths`` (B, 2) int64;
     ``labels`` (B,) float32, 1 for rows without, or (B, C) where rows have one for each of C
-    criteria, nan where there is none; and ``margin`` (B,) float32, 0 for rows without, if any row
+    criteria, nan where there is none; and ``margin`` (B,) float32, nan for rows without, if any row
     has one.
 
     Raises:
@@ -78,7 +78,7 @@ class PreferenceCollator:
             "labels": _labels(rows),
         }
         if any(row.get("margin") is not None for row in rows):
-            batch["margin"] = _numbers(rows, "margin", 0.0)
+            batch["margin"] = _numbers(rows, "margin", math.nan)
         return batch
 
 
@@ -136,8 +136,8 @@ class PairEncoder:
         options = dict(self.options)
         if self.too_long == "drop":
             options["max_length"] = _NO_LIMIT
+        pairs, replies = self._replies(pairs)
         prompts = [pair.prompt for pair in pairs for _ in range(2)]
-        replies = [reply for pair in pairs for reply in self._replies(pair, options["max_length"])]
         encoded = encode_conversations(self.tokenizer, prompts, replies, **options)
         rows = []
         for i, pair in enumerate(pairs):
@@ -147,16 +147,23 @@ class PairEncoder:
             rows += [] if row is None else [row]
         return rows
 
-    def _replies(self, pair: PreferencePair, max_length: int) -> tuple[str, str]:
-        """What the model is to prefer, and to what."""
-        both = pair.chosen, pair.rejected
+    def _replies(
+        self, pairs: Sequence[PreferencePair]
+    ) -> tuple[Sequence[PreferencePair], list[str]]:
+        """The pairs that are kept, and for each what the model is to prefer, and to what."""
         if not self.together:
-            return both
-        forth, back = (
-            together(self.tokenizer, first, second, max_length)
-            for first, second in (both, both[::-1])
-        )
-        return forth, back
+            return pairs, [reply for pair in pairs for reply in (pair.chosen, pair.rejected)]
+        kept, replies = [], []
+        # Room as in use, also where long pairs are left out: those that use would shorten.
+        prompts = [pair.prompt for pair in pairs]
+        for pair, room in zip(pairs, rooms(self.tokenizer, prompts, self.options), strict=True):
+            both = pair.chosen, pair.rejected
+            forth, back = (together(self.tokenizer, *o, room) for o in (both, both[::-1]))
+            if self.too_long == "drop" and forth != whole(*both):
+                continue
+            kept.append(pair)
+            replies += [forth, back]
+        return kept, replies
 
     def row(
         self,

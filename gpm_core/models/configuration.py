@@ -104,6 +104,8 @@ class GeneralPreferenceConfig(PretrainedConfig):  # type: ignore[misc]
         "criteria_probability",
         "criteria_loss",
         "criteria_scale",
+        "logps",
+        "response_lengths",
     ]
 
     def __init__(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from gpm_core.heads import MultiCriteriaHead
-from gpm_core.heads.criteria import _checked_weights
+from gpm_core.heads.criteria import checked_weights
+from gpm_core.heads.criteria import combined_scale as combined_scale
 
 CriteriaWeights = Mapping[str, float] | Sequence[float]
 
@@ -36,7 +37,7 @@ def resolve_weights(
     if isinstance(weights, Tensor):
         raise TypeError("weights must be a mapping by name or a sequence of numbers; got a tensor")
     if weights is not None:
-        checked = _checked_weights(weights, tuple(criteria), torch.empty(0, dtype=torch.float64))
+        checked = checked_weights(weights, tuple(criteria), torch.empty(0, dtype=torch.float64))
         if not checked.any():
             raise ValueError("weights are all 0: then no response is preferred to another")
     return dict(zip(criteria, weights_in_order(criteria, weights), strict=True))
@@ -49,25 +50,6 @@ def weights_in_order(criteria: Sequence[str], weights: CriteriaWeights | None) -
     if isinstance(weights, Mapping):
         return [float(weights.get(name, 0.0)) for name in criteria]
     return [float(weight) for weight in weights]
-
-
-def combined_scale(scale: Tensor, weights: Sequence[float], mode: str) -> Tensor:
-    """Weights of the blocks of the one preference s = sum_c weight_c s_c.
-
-    Args:
-        scale: (..., C, k), those of each criterion.
-        weights: C numbers, what each criterion weighs.
-        mode: of the head; with "gates" the criteria share an embedding, and the result is (..., k),
-            with "heads" their embeddings stand in a row, and it is (..., C k).
-
-    See :class:`gpm_core.heads.CombinedHead`.
-    """
-    wide = torch.promote_types(scale.dtype, torch.float32)
-    each = scale.to(wide).unbind(dim=-2)
-    # By numbers, not by a tensor of them, which would have to be copied to the device each time.
-    parts = [weight * part for weight, part in zip(weights, each, strict=True)]
-    combined = torch.stack(parts).sum(dim=0) if mode == "gates" else torch.cat(parts, dim=-1)
-    return combined.to(scale.dtype)
 
 
 def flat_embeddings(head: Any, embeddings: Tensor) -> Tensor:

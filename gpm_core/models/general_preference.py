@@ -181,7 +181,9 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
         """A model from a local folder or the hub: one of ours, or a published GPM checkpoint.
 
         Published checkpoints (``architectures: ["CustomRewardModel"]``) say neither width nor gate;
-        both follow from their weights, and ``text_format`` is "published".
+        both follow from their weights, and ``text_format`` is "published". A gate that was lost
+        cannot be told from one that never was: without one there is a warning, unless
+        ``gate=None`` or ``gate="softmax"`` says which it is.
 
         Args:
             pretrained_model_name_or_path: local folder or hub name.
@@ -237,7 +239,8 @@ class GeneralPreferenceModel(TextInterface, PreTrainedModel):  # type: ignore[mi
                 for no padding.
             prompt_lengths: tokens of the prompt at the start of each conversation, padding not
                 counted, (N,) or (B,) or (B, K); needed by a gate.
-            margin: (B,) what the score must exceed (with loss="regression": what it is to be).
+            margin: (B,) what the score must exceed (with loss="regression": what it is to be); nan
+                for pairs that have none, which count as if there were no margins.
             labels: (B,) probability in [0, 1] that the chosen response is preferred; of C criteria
                 (B, C), nan where there is no label. None for 1.
 

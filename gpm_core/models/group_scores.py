@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gpm_core import ops
+from gpm_core.losses import one_temperature
 from gpm_core.models.criteria import CriteriaInterface, combined_scale, each_embedding
 
 
@@ -30,6 +31,7 @@ class RankedResponse:
 class GroupScores:
     """All pairs of K responses: ``score`` and ``probability``, (K, K) float32 on the CPU.
 
+    Where a response is preferred to another, the score is above zero and the probability above 1/2.
     Against M others (K, M), and then without means or a ranking. Of a model of several criteria
     these are of the one preference that they make; ``criteria`` has those of each, by name.
     """
@@ -81,13 +83,15 @@ class GroupEmbeddings:
     criteria: Mapping[str, GroupEmbeddings] = field(default_factory=dict)
 
     def logit_scale(self) -> tuple[Tensor | None, float]:
-        """Scale and temperature that give P = sigmoid(s / tau) as operations take them.
+        """Scale of scores s, and the one temperature of P = sigmoid(s / tau), for operations.
 
-        A temperature for each block is a weight of each block.
+        A temperature for each block is a weight of each block, see
+        :func:`gpm_core.losses.one_temperature`.
         """
         if isinstance(self.tau, float):
             return self.scale, self.tau
-        return (1 / self.tau if self.scale is None else self.scale / self.tau), 1.0
+        scale, tau = one_temperature(self.scale, self.tau)
+        return scale, tau.item()
 
     def against(self, others: Tensor) -> GroupScores:
         """All pairs of these responses and M others to the prompt, embeddings (M, d): (K, M).
@@ -97,7 +101,7 @@ class GroupEmbeddings:
         others = others.to(self.embeddings)
         scale, tau = self.logit_scale()
         return GroupScores(
-            ops.cross_score_matrix(self.embeddings, others, self.scale).cpu(),
+            ops.cross_score_matrix(self.embeddings, others, scale).cpu(),
             ops.cross_probability_matrix(self.embeddings, others, scale, tau=tau).cpu(),
         )
 
@@ -105,7 +109,7 @@ class GroupEmbeddings:
         """All pairs of these responses, (K, K)."""
         scale, tau = self.logit_scale()
         return GroupScores(
-            ops.score_matrix(self.embeddings, self.scale).cpu(),
+            ops.score_matrix(self.embeddings, scale).cpu(),
             ops.probability_matrix(self.embeddings, scale, tau=tau).cpu(),
             {name: criterion.scores() for name, criterion in self.criteria.items()},
         )
@@ -199,6 +203,9 @@ class GroupScoring(CriteriaInterface):
         self, prompt: Any, responses: Sequence[Any], *, criterion: str | None = None
     ) -> Tensor:
         """S (K, K) float32 of K responses: S[i, j] = s(i > j), before division by tau.
+
+        Of a temperature for each block, the one that they make, see
+        :func:`gpm_core.losses.one_temperature`.
 
         Raises:
             ValueError: if there are no responses, or no such criterion.

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Partial
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from gpm_core import ops
 from gpm_core.models._batches import evaluating
-from gpm_core.models.checkpoints import _tokenizer, _tokenizer_options
+from gpm_core.models.checkpoints import load_tokenizer, tokenizer_options
 from gpm_core.models.configuration import is_causal
 
 #: A target that is no token.
@@ -182,6 +183,8 @@ class LanguageModelHead(nn.Module):
                 "this model keeps its language-model head: pass prompt_lengths, the number of "
                 "tokens of each prompt, for the log-probabilities of the responses"
             )
+        if self.weight is None:
+            embeddings = _whole(embeddings)
         logps, lengths = self(hidden, ids, mask, prompt_lengths, embeddings)
         return logps.view(-1, 2), lengths.view(-1, 2)
 
@@ -189,6 +192,22 @@ class LanguageModelHead(nn.Module):
         """Options, for ``repr``."""
         weight = "input embeddings" if self.weight is None else tuple(self.weight.shape)
         return f"weight={weight}, softcap={self.softcap}, temperature={self.temperature}"
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """A parameter of which FSDP2 has shards here, with the gradient that its own would be.
+
+    Input embeddings are gathered while they look up tokens, and not any more where they are used
+    again.
+    """
+    if not isinstance(weight, DTensor):
+        return weight
+    mesh = weight.device_mesh
+    whole: Tensor = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if whole.requires_grad:
+        # Shards of a gradient are means over the processes, and these would be sums.
+        whole.register_hook(lambda gradient: gradient / mesh.size())
+    return whole
 
 
 def _constant(tensor: Tensor | None) -> Tensor | None:
@@ -238,7 +257,7 @@ def load_language_model(name: str, tokenizer: Any, options: dict[str, Any]) -> t
         OSError: if there is no such model.
         ValueError: if it is no causal language model, or weights are missing from its files.
     """
-    hub = {key: options[key] for key in _tokenizer_options(options)}
+    hub = {key: options[key] for key in tokenizer_options(options)}
     safe: dict[str, Any] = {"trust_remote_code": False}
     config = AutoConfig.from_pretrained(name, **{**safe, **hub})
     if not is_causal(config):
@@ -254,7 +273,7 @@ def load_language_model(name: str, tokenizer: Any, options: dict[str, Any]) -> t
     if report["missing_keys"]:
         missing = ", ".join(sorted(report["missing_keys"])[:3])
         raise ValueError(f"the files of {name} lack the weights {missing}")
-    return model, _tokenizer(name, hub) if tokenizer is None else tokenizer
+    return model, load_tokenizer(name, hub) if tokenizer is None else tokenizer
 
 
 def language_model_head(source: str | os.PathLike[str], like: Any) -> LanguageModelHead:

@@ -14,8 +14,10 @@ class GeneralPreferenceOutput(ModelOutput):  # type: ignore[misc]
 
     Attributes:
         loss: () mean loss of the pairs; of several criteria, of the labels that there are.
-        score: (B,) s(chosen > rejected) of the pairs, without gradient; of several criteria, that
-            of the one preference that they make.
+        score: (B,) s(chosen > rejected) of the pairs, without gradient, above zero where the
+            probability (without a margin) is above 1/2: of a temperature for each block, the score
+            whose blocks it weighs, see :func:`gpm_core.losses.one_temperature`. Of several
+            criteria, that of the one preference that they make.
         probability: (B,) sigmoid((score - margin) / tau), without gradient.
         embeddings: (N, d) or (B, K, d) preference embeddings, (..., C d) where each of C criteria
             has its own.

@@ -13,6 +13,7 @@ from gpm_core.losses import (
     Reduction,
     general_preference_loss,
     multi_criteria_loss,
+    one_temperature,
     regression_loss,
 )
 from gpm_core.models.configuration import GeneralPreferenceConfig
@@ -49,7 +50,7 @@ def model_output(
         model: a ``GeneralPreferenceModel``.
         embeddings: of pairs the chosen one first; where each of C criteria has its own, (..., C d).
         scale: (N, k), (B, k) or (k,), or None; of C criteria (..., C, k).
-        margin: (B,) or None.
+        margin: (B,), nan for pairs without, or None.
         labels: (B,), of C criteria (B, C), nan where there is none; None for 1.
 
     Raises:
@@ -91,7 +92,7 @@ def _pair_output(
         None if labels is None else labels.to(wide),
     )
     with torch.no_grad():
-        score = ops.score(chosen, rejected, weights)
+        score = ops.score(chosen, rejected, scale_of_scores(weights, tau))
     # A copy, not a view: FSDP2 hooks the backward pass onto outputs, and warns of views.
     return GeneralPreferenceOutput(loss, score, probability, embeddings.clone(), scale)
 
@@ -130,12 +131,12 @@ def _criteria_output(
     # Entries without a label are 0; with none at all so is the loss, and its gradients.
     loss = losses.sum() / (~target.isnan()).sum().clamp(min=1)
     with torch.no_grad():
-        score = ops.score(chosen, rejected, combined)
         every_tau = tau
         if isinstance(tau, Tensor) and tau.dim():
             every_tau = tau.repeat(combined.shape[-1] // len(tau))
         one = general_preference_loss(chosen, rejected, combined, tau=every_tau).probability
-        criteria_score = ops.score(own_chosen, own_rejected, scale)
+        score = ops.score(chosen, rejected, scale_of_scores(combined, every_tau))
+        criteria_score = ops.score(own_chosen, own_rejected, scale_of_scores(scale, tau))
     return GeneralPreferenceOutput(
         loss,
         score,
@@ -147,6 +148,15 @@ def _criteria_output(
         losses.detach(),
         scales[1],
     )
+
+
+def scale_of_scores(scale: Tensor | None, tau: float | Tensor) -> Tensor | None:
+    """The scale (..., k) whose scores have the sign of the probability: weighed by the temperatures
+    where there is one for each block.
+    """
+    if isinstance(tau, Tensor) and tau.dim():
+        return one_temperature(scale, tau)[0]
+    return scale
 
 
 def configured_loss(
@@ -163,13 +173,16 @@ def configured_loss(
         settings: a configuration, or settings of a fit.
         tau: temperature, a number or a tensor () or (k,) with a gradient.
         pairs: chosen, rejected, scale.
-        margin: (B,) what the score must exceed; with ``loss="regression"``, what it is to be.
+        margin: (B,) what the score must exceed, or with ``loss="regression"`` is to be; nan for
+            pairs without, which must exceed 0, or have the logit ``target_margin``. None: all.
         labels: (B,) probability that chosen is preferred; None for 1.
         reduction: "mean", "sum" or "none".
     """
     chosen, rejected, scale = pairs
     smoothing = settings.label_smoothing
     if settings.loss == "logistic":
+        if margin is not None:
+            margin = torch.where(margin.isnan(), 0.0, margin)
         return general_preference_loss(
             chosen,
             rejected,
@@ -182,7 +195,9 @@ def configured_loss(
         )
     side = chosen.new_ones(len(chosen)) if labels is None else 2 * labels - 1
     inverse = tau.reciprocal().mean() if isinstance(tau, Tensor) else 1 / tau
-    wanted = settings.target_margin if margin is None else margin * inverse
+    wanted: float | Tensor = settings.target_margin
+    if margin is not None:
+        wanted = torch.where(margin.isnan(), settings.target_margin, margin * inverse)
     # What is regressed on is data: a learned temperature must not move its own target.
     goal = ((1 - smoothing) * side * wanted).detach()
     return regression_loss(

@@ -8,33 +8,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpm_core.data.messages import as_messages
 from gpm_core.heads.pair import skew_probabilities
-from gpm_core.models.conversations import is_ids
+from gpm_core.models.conversations import encode_conversations, is_ids
 from gpm_core.models.group_scores import GroupScores
 
 _FIRST, _SECOND = "Response A:\n", "\n\nResponse B:\n"
-#: Tokens that these marks, and what a chat template writes around a reply, are left.
-_MARKS = 24
+#: By how many tokens a text may be longer among others than by itself.
+_SLACK = 8
+_NO_LIMIT = 10**9
 
 
-def together(tokenizer: Any, first: str, second: str, max_length: int) -> str:
-    """The reply that says both responses, the first one first.
+def whole(first: str, second: str) -> str:
+    """The reply that says both responses, the first one first."""
+    return f"{_FIRST}{first}{_SECOND}{second}"
 
-    Each keeps at least a quarter of the tokens of a conversation, and what the other leaves of
-    half: a reply that is too long loses its end, which must not be all of the second response.
+
+def rooms(tokenizer: Any, prompts: Sequence[Any], options: dict[str, Any]) -> list[int]:
+    """How many tokens two responses may have together, after each of N prompts.
+
+    That is what the prompt leaves of a conversation, or what it must leave: about half.
+
+    Args:
+        tokenizer: with character offsets.
+        prompts: N prompts.
+        options: those of :func:`gpm_core.models.encode_conversations`.
+    """
+    dialogues = [as_messages(prompt) for prompt in prompts]
+    distinct = list(dict.fromkeys(dialogues))
+    unlimited = {**options, "max_length": _NO_LIMIT}
+    empty = [whole("", "")] * len(distinct)
+    limit = options["max_length"]
+    found = {}
+    rows = encode_conversations(tokenizer, distinct, empty, **unlimited)
+    for dialogue, (ids, prompt_length) in zip(distinct, rows, strict=True):
+        marks = len(ids) - prompt_length
+        found[dialogue] = max(limit - len(ids) - _SLACK, limit // 2 - marks - _SLACK, 2)
+    return [found[dialogue] for dialogue in dialogues]
+
+
+def together(tokenizer: Any, first: str, second: str, room: int) -> str:
+    """The reply that says both responses, cut so that neither displaces the other.
+
+    Each keeps at least half of the room, and what the other leaves of it: a reply that is too long
+    loses its end, which must not be all of the second response.
 
     Args:
         tokenizer: with character offsets.
         first: a response.
         second: another one to the same prompt.
-        max_length: most tokens of a conversation, as the model reads it.
+        room: most tokens of both, see :func:`rooms`.
     """
-    room = max(max_length // 2 - _MARKS, 2)
     ends = [_ends(tokenizer, text) for text in (first, second)]
     if sum(map(len, ends)) > room:
         first = _cut(first, ends[0], max(room // 2, room - len(ends[1])))
         second = _cut(second, ends[1], max(room // 2, room - len(ends[0])))
-    return f"{_FIRST}{first}{_SECOND}{second}"
+    return whole(first, second)
 
 
 def _ends(tokenizer: Any, text: str) -> list[int]:
@@ -89,11 +118,11 @@ def pair_scores(
         raise ValueError(
             "texts need a tokenizer: set model.tokenizer = AutoTokenizer.from_pretrained(...)"
         )
-    limit = model.text_options(tokenizer)["max_length"]
+    room_after = rooms(tokenizer, prompts, model.text_options(tokenizer))
     replies, repeated = [], []
-    for prompt, some in zip(prompts, responses, strict=True):
+    for prompt, some, room in zip(prompts, responses, room_after, strict=True):
         for i, j in _ordered(len(some)):
-            replies.append(together(tokenizer, some[i], some[j], limit))
+            replies.append(together(tokenizer, some[i], some[j], room))
             repeated.append(prompt)
     rewards = torch.empty(0)
     if replies:

@@ -60,7 +60,7 @@ class Comparison:
             given apart.
         heldout_pairs: how many those were, or None.
         feature_seconds: the backbone's.
-        settings: of the fits and the backbone.
+        settings: of the fits, the backbone and, by the name shown, the heads.
     """
 
     heads: dict[str, HeadResult]
@@ -160,7 +160,11 @@ def compare(
         train_head = _prepare(model, pairs, division, features, prompts, replace(fit, seed=seed))
         for name, head in heads.items():
             train_head(head, results[name])
-    settings = {"fit": fit.as_dict(), "backbone": asdict(backbone)}
+    settings = {
+        "fit": fit.as_dict(),
+        "backbone": asdict(backbone),
+        "heads": {name: head.as_dict() for name, head in heads.items()},
+    }
     del settings["fit"]["seed"]
     return Comparison(
         results,

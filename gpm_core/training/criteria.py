@@ -19,9 +19,15 @@ from gpm_core.losses import (
     Reduction,
     Temperature,
     multi_criteria_loss,
+    one_temperature,
 )
 from gpm_core.models.criteria import each_embedding, flat_embeddings, head_scale
-from gpm_core.training.objective import Evaluation, PairIndex, gather_prompts
+from gpm_core.training.objective import (
+    Evaluation,
+    PairIndex,
+    gather_prompts,
+    sides_of_scores,
+)
 
 
 def label_matrix(
@@ -52,9 +58,10 @@ class CriteriaEvaluation:
 
     Attributes:
         criteria: C names.
-        score: s_c(chosen > rejected).
+        score: s_c(chosen > rejected), of a temperature for each block the one whose blocks it
+            weighs.
         probability: sigmoid(score / tau).
-        loss: training loss of a label.
+        loss: cross-entropy of a label, 0 where there is none.
         target: labels in [0, 1], nan where there is none.
     """
 
@@ -172,12 +179,29 @@ def evaluate_criteria(
     nn.Module.eval(head)
     hidden = torch.cat((features[pairs.chosen], features[pairs.rejected]))
     gates = gather_prompts(pairs, prompt_features)
-    loss, probability, *_ = criteria_loss(
-        head, hidden, gates, pairs.target, temperature, reduction="none"
-    )
     each = each_embedding(head, flat_embeddings(head, head.embed(hidden)))
     chosen, rejected = each.chunk(2)
-    score = ops.score(chosen, rejected, head_scale(head, gates))
+    scale, tau = head_scale(head, gates), head.tau if temperature is None else temperature()
+    if isinstance(tau, Tensor) and tau.dim():
+        scale, tau = one_temperature(scale, tau)
+    score = ops.score(chosen, rejected, scale)
     head.train(was_training)
-    values = (v.float().cpu() for v in (score, probability, loss, pairs.target))
-    return CriteriaEvaluation(head.criteria, *values)
+    return evaluate_criteria_scores(head.criteria, score, float(tau), pairs.target)
+
+
+def evaluate_criteria_scores(
+    criteria: Sequence[str], score: Tensor, tau: float, target: Tensor
+) -> CriteriaEvaluation:
+    """Probabilities and losses of P pairs from their scores by each criterion, of whatever model.
+
+    Args:
+        criteria: C names.
+        score: (P, C) s_c(chosen > rejected).
+        tau: temperature that scores are divided by.
+        target: (P, C), nan where there is no label.
+    """
+    score, target = score.detach().float().cpu(), target.float().cpu()
+    loss, probability, *_ = multi_criteria_loss(
+        *sides_of_scores(score), target, tau=tau, reduction="none"
+    )
+    return CriteriaEvaluation(tuple(criteria), score, probability, loss, target)

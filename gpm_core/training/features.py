@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,15 @@ def pair_texts(pairs: Sequence[PreferencePair]) -> PairTexts:
 
 
 def pair_index(pairs: Sequence[PreferencePair], rows: Sequence[int]) -> PairIndex:
-    """The pairs ``rows`` of ``pairs``, as rows of the features of :func:`pair_texts`."""
+    """The pairs ``rows`` of ``pairs``, as rows of the features of :func:`pair_texts`.
+
+    Where some have a margin, those without have nan.
+    """
     index = torch.tensor(rows, dtype=torch.long)
     margin = target = None
     if any(pairs[i].margin is not None for i in rows):
-        margin = torch.tensor([pairs[i].margin or 0.0 for i in rows])
+        given = [pairs[i].margin for i in rows]
+        margin = torch.tensor([math.nan if value is None else value for value in given])
     if any(pairs[i].target is not None for i in rows):
         values = [pairs[i].target for i in rows]
         target = torch.tensor([1.0 if value is None else value for value in values])

@@ -64,7 +64,7 @@ def fit_head(
         chosen_index: (P,) rows of the chosen responses.
         rejected_index: (P,) rows of the rejected ones.
         prompt_features: (P, H), one row per pair, or (M, H) with ``prompt_index``; for a gate.
-        margin: (P,) what each score must exceed, or None.
+        margin: (P,) what each score must exceed, nan for pairs without; None for all.
         target: (P,) probabilities in [0, 1] that chosen is preferred; None for 1. Of a head of C
             criteria (P, C), nan where there is no label.
         settings: None for the defaults.

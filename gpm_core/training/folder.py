@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
 
 from gpm_core._version import __version__
 from gpm_core.data.files import PARTIAL, check_writable, read_json, write_json
+from gpm_core.data.hub import looks_local
 from gpm_core.training.checkpoint import remove_partial
 
 RUN = "run.json"
@@ -36,7 +38,8 @@ def check_run_folder(
     description = {
         "format": FORMAT,
         "gpm_core_version": __version__,
-        "settings": settings,
+        # As they are read back: a tuple becomes a list.
+        "settings": json.loads(json.dumps(settings)),
         "data": _digest(data),
         "eval_data": None if eval_data is None else _digest(eval_data),
     }
@@ -108,6 +111,6 @@ def _digest(source: str | os.PathLike[str]) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
-        if isinstance(source, str) and not path.suffix and source.count("/") <= 1:
+        if not looks_local(source):
             return f"hub: {source}"
         raise FileNotFoundError(f"{path}: no such file") from error

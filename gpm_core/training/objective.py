@@ -19,7 +19,7 @@ from gpm_core.losses import (
     PreferenceLossOutput,
     Reduction,
     Temperature,
-    general_preference_loss,
+    one_temperature,
 )
 from gpm_core.models.pair_loss import LossSettings, configured_loss
 from gpm_core.training.settings import FitSettings
@@ -35,7 +35,7 @@ class PairIndex:
         chosen: (P,) int64 rows of the chosen responses.
         rejected: (P,) int64 rows of the rejected ones.
         prompt: (P,) int64 rows of the prompt features, or None.
-        margin: (P,) float32, what the score must exceed, or None.
+        margin: (P,) float32, what the score must exceed, nan for pairs without; or None.
         target: (P,) float32 in [0, 1], probability that chosen is preferred, or None; of C criteria
             (P, C), nan where there is no label.
     """
@@ -83,7 +83,8 @@ class Evaluation:
     """What a head makes of P pairs: per pair, on the CPU.
 
     Attributes:
-        score: (P,) s(chosen > rejected).
+        score: (P,) s(chosen > rejected), of a temperature for each block the one whose blocks it
+            weighs, see :func:`gpm_core.losses.one_temperature`.
         probability: (P,) sigmoid(score / tau), without margins.
         loss: (P,) training loss, with margins and soft targets.
         correct: (P,) 1 where the score has the target's side, 0 where not, 1/2 for ties.
@@ -122,7 +123,7 @@ def pair_loss(
         head: any head of :mod:`gpm_core.heads`.
         hidden: (2B, H): the B chosen responses, then the B rejected ones.
         prompt_hidden: (B, H) of the prompts, for a gate.
-        margin: (B,) or None.
+        margin: (B,), nan for pairs without, or None.
         target: (B,) in [0, 1] or None.
         settings: which loss; :class:`FitSettings`.
         temperature: a learned one; None for the head's own, which is fixed.
@@ -138,13 +139,18 @@ def _sides(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Embeddings (B, d) of chosen and rejected, whose score is the head's, and their scale."""
     if isinstance(head, PairPreferenceHead):
-        # It has none; those of a reward s against one of 0 have the score s.
-        score = head.score(*hidden.chunk(2))
-        one, nothing = torch.ones_like(score), torch.zeros_like(score)
-        return torch.stack((one, -score), dim=-1), torch.stack((one, nothing), dim=-1), None
+        return sides_of_scores(head.score(*hidden.chunk(2)))
     # One pass of the head over both sides costs half the calls of two.
     chosen, rejected = head.embed(hidden).chunk(2)
     return chosen, rejected, head.scale(prompt_hidden)
+
+
+def sides_of_scores(score: Tensor) -> tuple[Tensor, Tensor, None]:
+    """Embeddings (..., 2) whose scores are ``score`` (...), of rewards of so much and of 0, and no
+    scale.
+    """
+    one, nothing = torch.ones_like(score), torch.zeros_like(score)
+    return torch.stack((one, -score), dim=-1), torch.stack((one, nothing), dim=-1), None
 
 
 @torch.no_grad()
@@ -171,21 +177,46 @@ def evaluate_pairs(
     """
     if isinstance(head, MultiCriteriaHead):
         raise TypeError("a head of several criteria is evaluated by evaluate_criteria")
-    settings = replace(settings or FitSettings(), label_smoothing=0.0)
     was_training = head.training
     nn.Module.eval(head)
     hidden = torch.cat((features[pairs.chosen], features[pairs.rejected]))
     chosen, rejected, scale = _sides(head, hidden, gather_prompts(pairs, prompt_features))
     head.train(was_training)
     tau: float | Tensor = head.tau if temperature is None else temperature()
-    sides = chosen, rejected, scale
-    loss = configured_loss(settings, tau, sides, pairs.margin, pairs.target, "none").loss
-    score = ops.score(chosen, rejected, scale).float().cpu()
-    probability = general_preference_loss(*sides, tau=tau, reduction="none").probability
+    if isinstance(tau, Tensor) and tau.dim():
+        scale, tau = one_temperature(scale, tau)
+    wide = torch.promote_types(chosen.dtype, torch.float32)
+    scale = None if scale is None else scale.to(wide)
+    score = ops.score(chosen.to(wide), rejected.to(wide), scale)
+    return evaluate_scores(score, float(tau), pairs.margin, pairs.target, settings)
+
+
+def evaluate_scores(
+    score: Tensor,
+    tau: float,
+    margin: Tensor | None = None,
+    target: Tensor | None = None,
+    settings: FitSettings | None = None,
+) -> Evaluation:
+    """Probabilities and losses of P pairs from their scores, of whatever model.
+
+    Args:
+        score: (P,) s(chosen > rejected), float32 or float64.
+        tau: temperature that scores are divided by.
+        margin: (P,), nan for pairs without, or None.
+        target: (P,) in [0, 1] or None.
+        settings: which loss, without its label smoothing; None: the defaults.
+    """
+    settings = replace(settings or FitSettings(), label_smoothing=0.0)
+    score = score.detach().cpu()
+    margin = None if margin is None else margin.cpu()
+    target = None if target is None else target.cpu()
+    loss = configured_loss(settings, tau, sides_of_scores(score), margin, target, "none").loss
     side = torch.sign(score)
-    if pairs.target is not None:
-        side = side * torch.sign(pairs.target.cpu() - 0.5)
-    return Evaluation(score, probability.float().cpu(), loss.cpu(), (side + 1) / 2)
+    if target is not None:
+        side = side * torch.sign(target - 0.5)
+    probability = torch.sigmoid(score / tau).float()
+    return Evaluation(score.float(), probability, loss, (side + 1) / 2)
 
 
 def gather_prompts(pairs: PairIndex, prompt_features: Tensor | None) -> Tensor | None:
@@ -224,8 +255,8 @@ def check_pairs(
                 f"{name}: {field} must have one number per pair, ({len(pairs)},); "
                 f"got {tuple(values.shape)}"
             )
-        if not torch.isfinite(values).all():
-            raise ValueError(f"{name}: {field} must be finite")
+    if pairs.margin is not None and pairs.margin.isinf().any():
+        raise ValueError(f"{name}: margin must be finite, or nan for pairs without")
     if pairs.target is not None and not ((pairs.target >= 0) & (pairs.target <= 1)).all():
         raise ValueError(f"{name}: target must be in [0, 1]")
 

@@ -100,6 +100,10 @@ class HeadOptions:
         resolve_weights(criteria, self.criteria_weights)
         self.build(1, criteria)
 
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, with the temperature that None stands for."""
+        return {**asdict(self), "tau": self.build(1).tau}
+
     def build(self, hidden_size: int, criteria: Sequence[str] | None = None) -> Head:
         """A new head for features of width ``hidden_size``, from torch's random numbers; with
         names of criteria, one of several.

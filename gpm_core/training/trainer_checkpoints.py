@@ -22,8 +22,9 @@ FILES = "files.json"
 class RunCallback(TrainerCallback):  # type: ignore[misc]
     """Lists a checkpoint's files once it is whole, and has figures logged in time.
 
-    There is a log up to each evaluation and each checkpoint: it is a mean over the steps since the
-    last one, and of those before a checkpoint a resumed run knows only what was logged.
+    There is a log up to each evaluation, each checkpoint and the last step: it is a mean over the
+    steps since the last one, and of those before a checkpoint a resumed run knows only what was
+    logged.
 
     Args:
         trainer: whose processes are waited for, as each writes files of its own.
@@ -33,8 +34,9 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Log where an evaluation or a checkpoint follows."""
-        control.should_log |= control.should_evaluate or control.should_save
+        """Log where an evaluation or a checkpoint follows, or nothing."""
+        ended = state.global_step >= state.max_steps
+        control.should_log |= control.should_evaluate or control.should_save or ended
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """As after a step."""

@@ -6,25 +6,24 @@ import dataclasses
 import os
 import resource
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpm_core._version import __version__
-from gpm_core.data import DataError, PreferencePair, criteria_dataset, to_dataset
+from gpm_core.data import PreferencePair, criteria_dataset, to_dataset
 from gpm_core.data.files import write_json
-from gpm_core.evaluation.metrics import calibration_error, wilson_interval
 from gpm_core.models.loading import is_adapter
-from gpm_core.training.criteria import CriteriaEvaluation, check_labels, label_matrix
+from gpm_core.training.criteria import check_labels, label_matrix
 from gpm_core.training.folder import check_run_folder, claim_run_folder
-from gpm_core.training.loop import EpochRecord, History
-from gpm_core.training.objective import Evaluation
+from gpm_core.training.loop import History
 from gpm_core.training.plots import write_plots
 from gpm_core.training.sources import DataOptions, divided
+from gpm_core.training.tuning_results import evaluate_trainer, history_of, is_evaluated
 
 Mode = Literal["lora", "last", "full"]
 
@@ -165,12 +164,14 @@ def tune(
     trainer.accelerator.wait_for_everyone()
     checkpoint = newest_whole(output / CHECKPOINTS) if resume else None
     trainer.train(resume_from_checkpoint=checkpoint)
+    if not is_evaluated(trainer.state):
+        trainer.evaluate()
     trained = time.perf_counter()
-    summary, heldout, labels = _evaluate(trainer)
+    summary, heldout, labels = evaluate_trainer(trainer)
     trainer.save_model(str(output / "model"))
     # A pickle, which nobody should have to trust; run.json and metrics.json say all of it.
     (output / "model" / "training_args.bin").unlink(missing_ok=True)
-    history = _history(trainer.state.log_history, trainer.model.criteria)
+    history = history_of(trainer.state.log_history, trainer.model.criteria)
     metrics = {
         "heldout": summary,
         "train": {"loss": history.last.train_loss, "accuracy": history.last.train_accuracy},
@@ -273,7 +274,10 @@ def _trainer(
     )
     if not progress:
         datasets.disable_progress_bars()
-    as_dataset: Any = to_dataset if options.data.criteria is None else criteria_dataset
+    as_dataset: Any = criteria_dataset
+    if options.data.criteria is None:
+        # A regression on margins has another target for pairs without than a margin of 0.
+        as_dataset = partial(to_dataset, missing_margin=None)
     trainer = PreferenceTrainer(
         options.backbone,
         config,
@@ -292,76 +296,3 @@ def _lora(options: TuneOptions) -> Any:
 
     alpha = 2 * options.lora_rank if options.lora_alpha is None else options.lora_alpha
     return peft.LoraConfig(r=options.lora_rank, lora_alpha=alpha, lora_dropout=options.lora_dropout)
-
-
-def _evaluate(trainer: Any) -> tuple[dict[str, Any], Evaluation, Tensor]:
-    """What the model makes of the held-out pairs, summed up and each, and their labels."""
-    criteria = trainer.model.criteria
-    ignored = ["embeddings", "scale"]
-    if criteria:
-        ignored += ["score", "probability", "criteria_scale"]
-    output = trainer.predict(trainer.eval_dataset, ignore_keys=ignored, metric_key_prefix="heldout")
-    if criteria:
-        values = (torch.as_tensor(v).float() for v in (*output.predictions, output.label_ids))
-        result = CriteriaEvaluation(criteria, *values)
-        return result.summary(), *result.labels()
-    score, probability = (torch.as_tensor(values).float() for values in output.predictions)
-    labels = torch.as_tensor(output.label_ids).float()
-    loss = nn.functional.binary_cross_entropy(
-        probability.clamp(1e-7, 1 - 1e-7), labels, reduction="none"
-    )
-    correct = (torch.sign(score) * torch.sign(labels - 0.5) + 1) / 2
-    evaluation = Evaluation(score, probability, loss, correct)
-    return _summary(evaluation, labels), evaluation, labels
-
-
-def _summary(result: Evaluation, labels: Tensor) -> dict[str, Any]:
-    correct = float(result.correct.double().sum())
-    return {
-        "accuracy": result.accuracy,
-        "interval_95": list(wilson_interval(correct, len(labels))),
-        "loss": result.mean_loss,
-        "calibration_error": calibration_error(result.probability, labels),
-        "pairs": len(labels),
-    }
-
-
-def _history(log: list[dict[str, Any]], criteria: Sequence[str]) -> History:
-    """One record per evaluation, with the means of the training before it, over steps."""
-    records: list[EpochRecord] = []
-    losses: list[float] = []
-    accuracies: list[float] = []
-    step = 0
-    for entry in log:
-        if "loss" in entry:
-            losses += [entry["loss"]] * (entry["step"] - step)
-            accuracies += [entry["accuracy"]] * (entry["step"] - step)
-            step = entry["step"]
-        if "eval_loss" in entry:
-            count = len(losses)
-            records.append(
-                EpochRecord(
-                    len(records) + 1,
-                    entry["step"],
-                    sum(losses) / count,
-                    sum(accuracies) / count,
-                    entry["eval_loss"],
-                    entry.get("eval_accuracy"),
-                    _criteria_figures(entry, criteria) if criteria else None,
-                )
-            )
-            losses, accuracies = [], []
-    if not records:
-        raise DataError("the run was never evaluated: set eval_strategy to 'epoch' or 'steps'")
-    return History(tuple(records))
-
-
-def _criteria_figures(
-    entry: dict[str, Any], criteria: Sequence[str]
-) -> dict[str, dict[str, float]]:
-    """Loss and accuracy of an evaluation by each criterion that had labels."""
-    return {
-        name: {figure: entry[f"eval_{figure}_{name}"] for figure in ("loss", "accuracy")}
-        for name in criteria
-        if f"eval_loss_{name}" in entry
-    }
