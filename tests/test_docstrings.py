@@ -94,7 +94,11 @@ def table(*modules: ModuleType) -> list[Any]:
 
 EVERYTHING = table(ops, heads, losses, objectives, backends)
 OPERATIONS = table(ops)
-FUNCTIONS = [p for p in table(losses, objectives) if inspect.isfunction(p.values[0])]
+FUNCTIONS = [
+    p
+    for p in table(losses, objectives)
+    if inspect.isfunction(p.values[0]) and p.values[0].__name__.endswith("_loss")
+]
 HEADS = [p for p in table(heads) if inspect.isclass(p.values[0])]
 MODULES = [
     p
