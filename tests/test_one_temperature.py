@@ -98,6 +98,12 @@ def test_shapes_that_do_not_fit(scale: Any, tau: Any) -> None:
         one_temperature(None if scale is None else torch.ones(scale), torch.ones(tau))
 
 
+@pytest.mark.parametrize("wrong", [0.1, torch.tensor([1, 2]), Temperature(0.1, 2)])
+def test_what_is_no_tensor_of_temperatures(wrong: Any) -> None:
+    with pytest.raises(TypeError, match="tau must be a floating-point tensor"):
+        one_temperature(None, wrong)
+
+
 # -- models ------------------------------------------------------------------------------------
 
 

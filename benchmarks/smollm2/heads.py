@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from typing import Any
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +19,38 @@ from gpm_core.models import pad_rows
 from gpm_core.training import FitSettings, HeadOptions, evaluate_pairs, fit_head, standardization
 from gpm_core.training.features import pair_index
 
+
+class Variant(NamedTuple):
+    """A head, and how it is trained."""
+
+    options: HeadOptions
+    #: Settings beside the defaults.
+    settings: Mapping[str, Any] = MappingProxyType({})
+    normalize: bool = True
+
+    def build(self, hidden_size: int) -> Any:
+        """A new head, from torch's random numbers."""
+        head: Any = self.options.build(hidden_size)
+        if not self.normalize:
+            # An attribute, which changes nothing at the start but the length of embeddings.
+            head.normalize = False
+        return head
+
+
 #: Heads by name; each on standardized hidden states and on raw ones.
 HEADS = {
-    "Bradley-Terry": HeadOptions("bt"),
-    "GPM, 2k = 8": HeadOptions("gpm", 8),
-    "GPM, 2k = 8, paper's initialisation": HeadOptions("gpm", 8, init="paper"),
-    "hybrid, 8": HeadOptions("hybrid", 8),
+    "Bradley-Terry": Variant(HeadOptions("bt")),
+    "Bradley-Terry, no penalty": Variant(HeadOptions("bt"), {"penalty": 0.0}),
+    "GPM, 2k = 8": Variant(HeadOptions("gpm", 8)),
+    "GPM, 2k = 8, no penalty": Variant(HeadOptions("gpm", 8), {"penalty": 0.0}),
+    "GPM, 2k = 8, not normalized": Variant(HeadOptions("gpm", 8), normalize=False),
+    "GPM, 2k = 8, neither": Variant(HeadOptions("gpm", 8), {"penalty": 0.0}, normalize=False),
+    "GPM, 2k = 8, tau = 1": Variant(HeadOptions("gpm", 8, tau=1.0)),
+    "GPM, 2k = 8, paper's initialisation": Variant(HeadOptions("gpm", 8, init="paper")),
+    "GPM, 2k = 8, paper's, no penalty": Variant(
+        HeadOptions("gpm", 8, init="paper"), {"penalty": 0.0}
+    ),
+    "hybrid, 8": Variant(HeadOptions("hybrid", 8)),
 }
 
 
@@ -49,11 +77,11 @@ def study(states: Tensor, pairs: list[PreferencePair], seeds: int) -> list[dict[
         measured = standardization(states[torch.cat((train.chosen, train.rejected))])
         for scaled in (True, False):
             features = (states - measured[0]) / measured[1] if scaled else states
-            for name, options in HEADS.items():
+            for name, variant in HEADS.items():
                 started = time.perf_counter()
                 torch.manual_seed(seed)
-                head = options.build(features.shape[1])
-                settings = FitSettings(seed=seed)
+                head = variant.build(features.shape[1])
+                settings = FitSettings(seed=seed, **variant.settings)
                 fit_head(head, features, train.chosen, train.rejected, settings=settings)
                 records.append(
                     {
