@@ -20,9 +20,11 @@ pytest.importorskip("accelerate", reason="the extra 'train' is not installed")
 import pyarrow.parquet as pq
 from policy_models import GENERATED, make_models, options_of, start_process
 
+from gpm_core.integrations.trl_gpo_logps import contiguous_head
 from gpm_core.models import load_model
 from gpm_core.policy import align, evaluate_policies
 from gpm_core.policy.models import load_policy, load_tokenizer
+from gpm_core.policy.sampling import TransformersSampler
 
 __all__ = ["one_thread"]
 
@@ -300,3 +302,33 @@ def test_full_training_writes_whole_models(models, tmp_path) -> None:
     assert not torch.equal(weights[0][name], weights[1][name])
     wins = result.metrics["evaluation"]["judge"]["gpo-2"]["against_start"]["value"]
     assert wins > 0.52
+
+
+def test_an_adapter_is_not_rounded_into_half_precision(models, run) -> None:
+    """Merged, most of a small step would be lost; kept apart it is all there."""
+    folder = run / "iteration-001" / "policy"
+    assert not hasattr(load_policy(options_of(models), folder), "peft_config")
+    options = options_of(models, policy_options={"dtype": "bfloat16"})
+    policy = load_policy(options, folder)
+    stored = load_file(folder / "adapter_model.safetensors")
+    kept = {n.replace(".default", ""): p for n, p in policy.named_parameters() if "lora_" in n}
+    assert kept.keys() == stored.keys()
+    assert all(torch.equal(kept[n], stored[n].bfloat16()) for n in kept)
+    sampler = TransformersSampler(policy, load_tokenizer(options), options.sampling)
+    before = policy.get_base_model().generation_config
+    assert len(sampler([[5, 6, 7]], 4, 0)[0]) == 4
+    assert policy.get_base_model().generation_config is before
+
+
+def test_the_output_projection_reads_contiguous_states_for_a_while(models) -> None:
+    policy = load_policy(options_of(models), None)
+    seen: list[bool] = []
+    policy.lm_head.register_forward_hook(lambda _, args, __: seen.append(args[0].is_contiguous()))
+    ids = torch.tensor([[5, 6, 7], [8, 9, 10]])
+    with torch.no_grad():
+        plain = policy(ids, logits_to_keep=1).logits
+        with contiguous_head(policy):
+            within = policy(ids, logits_to_keep=1).logits
+        policy(ids, logits_to_keep=1)
+    assert seen == [False, True, False]
+    assert torch.allclose(plain, within, atol=1e-6)

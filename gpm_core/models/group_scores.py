@@ -115,6 +115,17 @@ class GroupEmbeddings:
         )
 
 
+def check_groups(prompts: Sequence[Any], responses: Sequence[Sequence[Any]]) -> None:
+    """Refuse a number of prompts other than that of the groups, and groups without a response."""
+    if len(prompts) != len(responses):
+        raise ValueError(
+            f"there must be one prompt per group; got {len(prompts)} prompts and "
+            f"{len(responses)} groups"
+        )
+    if not all(len(some) for some in responses):
+        raise ValueError("each prompt needs at least one response; got a group without any")
+
+
 class GroupScoring(CriteriaInterface):
     """Scores, probabilities and rankings of responses, from all pairs of a group.
 

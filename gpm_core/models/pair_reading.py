@@ -11,7 +11,7 @@ from torch import Tensor
 from gpm_core.data.messages import as_messages
 from gpm_core.heads.pair import skew_probabilities
 from gpm_core.models.conversations import encode_conversations, is_ids
-from gpm_core.models.group_scores import GroupScores
+from gpm_core.models.group_scores import GroupScores, check_groups
 
 _FIRST, _SECOND = "Response A:\n", "\n\nResponse B:\n"
 #: By how many tokens a text may be longer among others than by itself.
@@ -102,13 +102,7 @@ def pair_scores(
         ValueError: for a group without a response, a number of prompts other than N, token ids, or
             without a tokenizer.
     """
-    if len(prompts) != len(responses):
-        raise ValueError(
-            f"there must be one prompt per group; got {len(prompts)} prompts and "
-            f"{len(responses)} groups"
-        )
-    if not all(len(some) for some in responses):
-        raise ValueError("each prompt needs at least one response; got a group without any")
+    check_groups(prompts, responses)
     if any(is_ids(response) for some in responses for response in some):
         raise ValueError(
             "this model reads both responses of a pair in one text: pass texts, not token ids"

@@ -16,7 +16,12 @@ from gpm_core.heads import PairPreferenceHead
 from gpm_core.losses import Temperature
 from gpm_core.models.backbone import TextBackbone
 from gpm_core.models.criteria import CriteriaWeights, flat_embeddings, head_scale
-from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
+from gpm_core.models.group_scores import (
+    GroupEmbeddings,
+    GroupScores,
+    GroupScoring,
+    check_groups,
+)
 from gpm_core.models.storage import (
     WEIGHTS,
     Head,
@@ -293,13 +298,7 @@ class PreferenceModel(GroupScoring, nn.Module):
         progress: bool,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Standardized features (K, F) of each group, and those (F,) of its prompt for a gate."""
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"there must be one prompt per group; got {len(prompts)} prompts and "
-                f"{len(responses)} groups"
-            )
-        if not all(len(some) for some in responses):
-            raise ValueError("each prompt needs at least one response; got a group without any")
+        check_groups(prompts, responses)
         repeated = [p for p, some in zip(prompts, responses, strict=True) for _ in some]
         texts = [response for some in responses for response in some]
         if not texts:

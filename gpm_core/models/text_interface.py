@@ -23,7 +23,12 @@ from gpm_core.models.conversations import (
     rows_of_ids,
 )
 from gpm_core.models.criteria import combined_scale
-from gpm_core.models.group_scores import GroupEmbeddings, GroupScores, GroupScoring
+from gpm_core.models.group_scores import (
+    GroupEmbeddings,
+    GroupScores,
+    GroupScoring,
+    check_groups,
+)
 from gpm_core.models.pair_reading import pair_scores
 from gpm_core.models.text import Row
 
@@ -253,13 +258,7 @@ class TextInterface(GroupScoring):
             ValueError: for a group without a response, ``batch_size`` below 1, or as :meth:`rows`.
         """
         self._check_alone()
-        if len(prompts) != len(responses):
-            raise ValueError(
-                f"there must be one prompt per group; got {len(prompts)} prompts and "
-                f"{len(responses)} groups"
-            )
-        if not all(len(some) for some in responses):
-            raise ValueError("each prompt needs at least one response; got a group without any")
+        check_groups(prompts, responses)
         repeated = [p for p, some in zip(prompts, responses, strict=True) for _ in some]
         rows = self.rows(repeated, [response for some in responses for response in some])
         if not rows:
